@@ -1,0 +1,67 @@
+#include "core/memory.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "core/status.h"
+
+namespace qn {
+
+const char* memory_kind_name(MemoryKind kind) {
+  constexpr const char* kNames[kMemoryKinds] = {"weights",     "scales", "moments", "gradients",
+                                                "activations", "cache",  "scratch"};
+  return kNames[static_cast<int>(kind)];
+}
+
+void MemoryLedger::charge(MemoryKind kind, int64_t bytes) {
+  bytes_[static_cast<int>(kind)].fetch_add(bytes, std::memory_order_relaxed);
+  const int64_t total = total_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  int64_t peak = peak_.load(std::memory_order_relaxed);
+  while (total > peak && !peak_.compare_exchange_weak(peak, total, std::memory_order_relaxed)) {
+  }
+}
+
+void MemoryLedger::release(MemoryKind kind, int64_t bytes) {
+  bytes_[static_cast<int>(kind)].fetch_sub(bytes, std::memory_order_relaxed);
+  total_.fetch_sub(bytes, std::memory_order_relaxed);
+}
+
+Buffer::Buffer(MemoryLedger& ledger, MemoryKind kind, int64_t bytes, bool zeroed) : kind_(kind) {
+  if (bytes < 0) fail(Code::kInvalidArgument, "Expected a buffer size of 0 or more bytes but received %lld", (long long)bytes);
+  const auto rounded = static_cast<size_t>(Arena::aligned(bytes == 0 ? 1 : bytes));
+  data_ = std::aligned_alloc(64, rounded);
+  if (!data_) {
+    fail(Code::kOutOfMemory, "out of memory: %lld bytes of %s were asked, %lld bytes are in use", (long long)bytes,
+         memory_kind_name(kind), (long long)ledger.total());
+  }
+  if (zeroed) std::memset(data_, 0, rounded);
+  bytes_ = bytes;
+  ledger_ = &ledger;
+  ledger.charge(kind, bytes);
+}
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  ledger_->release(kind_, bytes_);
+  std::free(data_);
+}
+
+void Buffer::swap(Buffer& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(kind_, other.kind_);
+  std::swap(ledger_, other.ledger_);
+}
+
+void* Arena::take_bytes(int64_t bytes) {
+  const int64_t start = used_;
+  used_ += aligned(bytes);
+  if (used_ > buffer_.bytes()) {
+    fail(Code::kInternal, "the memory plan is too small: %lld of %lld bytes asked", (long long)used_,
+         (long long)buffer_.bytes());
+  }
+  return buffer_.as<char>() + start;
+}
+
+}  // namespace qn

@@ -1,0 +1,86 @@
+// Accounted memory: every lasting or large allocation of the core is a Buffer charged to a ledger by kind.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace qn {
+
+enum class MemoryKind { kWeights, kScales, kMoments, kGradients, kActivations, kCache, kScratch };
+constexpr int kMemoryKinds = 7;
+const char* memory_kind_name(MemoryKind kind);
+
+// Bytes in use by kind, and the highest total since the last reset_peak(). Thread safe.
+class MemoryLedger {
+ public:
+  void charge(MemoryKind kind, int64_t bytes);
+  void release(MemoryKind kind, int64_t bytes);
+  int64_t bytes(MemoryKind kind) const { return bytes_[static_cast<int>(kind)].load(std::memory_order_relaxed); }
+  int64_t total() const { return total_.load(std::memory_order_relaxed); }
+  int64_t peak() const { return peak_.load(std::memory_order_relaxed); }
+  void reset_peak() { peak_.store(total(), std::memory_order_relaxed); }
+
+ private:
+  std::array<std::atomic<int64_t>, kMemoryKinds> bytes_{};
+  std::atomic<int64_t> total_{0};
+  std::atomic<int64_t> peak_{0};
+};
+
+// Owning, movable, 64-byte aligned host memory. Contents start uninitialised unless `zeroed`.
+// Throws Error(kOutOfMemory) with the bytes asked. The ledger must outlive the buffer.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(MemoryLedger& ledger, MemoryKind kind, int64_t bytes, bool zeroed = false);
+  Buffer(Buffer&& other) noexcept { swap(other); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer();
+
+  int64_t bytes() const { return bytes_; }
+  explicit operator bool() const { return data_ != nullptr; }
+  void* data() const { return data_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void swap(Buffer& other) noexcept;
+
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+  MemoryKind kind_ = MemoryKind::kScratch;
+  MemoryLedger* ledger_ = nullptr;
+};
+
+// Bump allocation inside one Buffer, sized by a plan made before the work starts. Single-threaded.
+class Arena {
+ public:
+  Arena(MemoryLedger& ledger, MemoryKind kind, int64_t bytes) : buffer_(ledger, kind, bytes) {}
+
+  // `count` elements, 64-byte aligned, uninitialised. Running out is a bug of the plan: Error(kInternal).
+  template <typename T>
+  T* take(int64_t count) {
+    return static_cast<T*>(take_bytes(count * static_cast<int64_t>(sizeof(T))));
+  }
+  int64_t mark() const { return used_; }
+  void rewind(int64_t mark) { used_ = mark; }
+  int64_t capacity() const { return buffer_.bytes(); }
+
+  static constexpr int64_t aligned(int64_t bytes) { return (bytes + 63) & ~int64_t{63}; }
+
+ private:
+  void* take_bytes(int64_t bytes);
+
+  Buffer buffer_;
+  int64_t used_ = 0;
+};
+
+}  // namespace qn
