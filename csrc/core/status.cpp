@@ -20,6 +20,7 @@ const char* code_name(Code code) {
     case Code::kDegenerateOutput: return "DEGENERATE_OUTPUT";
     case Code::kIo: return "IO_FAILED";
     case Code::kTruncated: return "FILE_TRUNCATED";
+    case Code::kStaleGradient: return "STALE_GRADIENT";
     case Code::kStateMismatch: return "STATE_MISMATCH";
     case Code::kCudaUnavailable: return "CUDA_UNAVAILABLE";
     case Code::kCudaFailure: return "CUDA_FAILED";

@@ -21,6 +21,7 @@ enum class Code {
   kDegenerateOutput,   // generation repeats one id
   kIo,                 // a system call failed; the message has path and errno text
   kTruncated,          // a file ended before a payload did
+  kStaleGradient,      // weights changed between a forward pass and its backward pass
   kStateMismatch,      // an optimizer state or cache file belongs to another model
   kCudaUnavailable,    // no driver, no device, or a build without CUDA
   kCudaFailure,        // a CUDA call failed

@@ -1,0 +1,45 @@
+// Fills parameters from files by offset. TypeScript parsed the index (.dat or safetensors) and says where each tensor lies.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "format/nvfp4.h"
+#include "model/model.h"
+
+namespace qn {
+
+// Bytes [offset, offset + bytes) of files[file].
+struct FileRange {
+  int32_t file = 0;
+  int64_t offset = 0, bytes = 0;
+  DType dtype = DType::kF32;
+};
+
+struct TensorSource {
+  std::string parameter;
+  bool packed = false;  // true: codes + scales (+ global_scale); false: values
+  FileRange values;     // kF32, kF16, kBF16
+  FileRange codes;      // kU8
+  FileRange scales;     // kE4M3, kF16 or kF32; the last two must hold E4M3 values exactly
+  float global_scale = 1.0f;
+  bool two_level = false;
+};
+
+struct LoadOptions {
+  bool quantize = true;           // dense matrices with cols % 16 == 0 become NVFP4; else they keep their dtype
+  Storage dense = Storage::kF32;  // used for all matrices when `convert_dense`
+  bool convert_dense = false;     // dequantise packed and convert dense matrices to `dense`
+  bool quantize_raw_embedding = true;  // false: an embedding that is dense in the file stays dense (prior .dat layout)
+  bool two_level = true;          // of tensors that are quantised here
+  ScaleRule scale_rule = ScaleRule::kAmax;
+};
+
+// Throws kIo, kTruncated, kNonFiniteWeight (names the tensor: NaN or negative scale, NaN or infinite value),
+// kInvalidArgument (a scale that is no E4M3 value). Norm vectors become f32 or keep f16/bf16 when not converted.
+// progress(bytes done, bytes total) is called from the lane.
+void load_parameters(Model& model, const std::vector<std::string>& files, const std::vector<TensorSource>& sources,
+                     const LoadOptions& options, const std::function<void(int64_t, int64_t)>& progress, const Cpu& cpu);
+
+}  // namespace qn

@@ -1,0 +1,33 @@
+// One named tensor of the model: its stored form, and where training hangs what it adds to it.
+#pragma once
+
+#include <string>
+
+#include "core/memory.h"
+#include "model/config.h"
+#include "ops/weight_view.h"
+
+namespace qn {
+
+struct Parameter {
+  std::string name;
+  uint32_t id = 0;  // index in parameter_specs(): addresses random bits and state
+  int64_t rows = 0, cols = 0;
+  bool is_vector = false;
+  bool trainable = true;
+
+  Storage storage = Storage::kF32;  // a vector, or cols % 16 != 0, is never kNvfp4
+  Buffer dense;                     // f32, f16 or bf16 [rows, cols] when storage is dense
+  Buffer codes, scales;             // NVFP4: u8[rows, cols/2], e4m3[rows, cols/16]
+  bool two_level = true;            // false: global_scale stays exactly 1 (the prior system's .dat layout)
+  float global_scale = 1.0f;
+  Buffer residual_codes, residual_scales;  // NVFP4 of what the codes miss, global = global_scale / 8; optimizer-made
+  bool residual_in_forward = true;         // whether view() shows the residual
+
+  int64_t count() const { return rows * cols; }
+  WeightView view() const;
+  // Allocates the buffers of `storage` (contents uninitialised).
+  void allocate(MemoryLedger& ledger, Storage form);
+};
+
+}  // namespace qn

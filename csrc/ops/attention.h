@@ -1,0 +1,68 @@
+// Causal grouped-query attention: y[t, q] = Σ_s softmax_s(q·k_s / √D) v_s over the keys s that t may see.
+// Query head h reads key/value head h / (Q / KV). The score matrix is never stored; softmax is f32 with the row's maximum
+// subtracted.
+//
+// attention: B sequences of T tokens, no cache.
+//   y    out f32[B, T, Q, D]     lse out f32[B, T, Q] log-sum-exp of the scaled scores (may be null)
+//   q    in  f32[B, T, Q, D]     k, v in f32[B, T, KV, D]
+//   mask in  u8[B, T] or null: a key with 0 is seen by nobody. A query that sees no key gives zeros and lse = −inf.
+//
+// attention_backward: recomputes the scores from lse.
+//   dq, dk, dv  out f32, shapes of q, k, v; overwritten. dy, y in f32[B, T, Q, D].
+// Deterministic: dk and dv are summed over query heads and queries in ascending order.
+//
+// attention_cached: T new queries at positions offset .. offset+T−1 over a paged cache that already holds their keys.
+// Query t sees cache positions 0 .. offset+t. Pages hold `page_tokens` positions each, k and v as [KV, page_tokens, D]
+// in f32, f16 or bf16 (dtype), in ascending order; ceil((offset+T)/page_tokens) pages are read.
+#pragma once
+
+#include "core/cpu.h"
+#include "core/dtype.h"
+
+namespace qn {
+
+struct AttentionShape {
+  int64_t B, T, Q, KV, D;
+};
+
+struct AttentionForward {
+  float* y;
+  float* lse;
+  const float* q;
+  const float* k;
+  const float* v;
+  const uint8_t* mask;
+  AttentionShape shape;
+};
+void attention_cpu(const AttentionForward& args, const Cpu& cpu);
+
+struct AttentionBackward {
+  // out
+  float* dq;
+  float* dk;
+  float* dv;
+  // in
+  const float* dy;
+  const float* y;
+  const float* lse;
+  const float* q;
+  const float* k;
+  const float* v;
+  const uint8_t* mask;
+  AttentionShape shape;
+};
+void attention_backward_cpu(const AttentionBackward& args, const Cpu& cpu);
+
+struct AttentionCached {
+  float* y;                   // out f32[T, Q, D]
+  const float* q;             // in f32[T, Q, D]
+  const void* const* k_pages; // pages of this layer
+  const void* const* v_pages;
+  DType dtype;                // kF32, kF16 or kBF16
+  int64_t page_tokens;
+  int64_t T, offset;
+  int64_t Q, KV, D;
+};
+void attention_cached_cpu(const AttentionCached& args, const Cpu& cpu);
+
+}  // namespace qn

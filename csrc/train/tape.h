@@ -1,0 +1,43 @@
+// A forward pass that can be differentiated: layer inputs are kept, the rest is recomputed (or kept) per `recompute`.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "model/forward.h"
+#include "train/gradient_sink.h"
+
+namespace qn {
+
+// What the backward pass recomputes: everything inside a layer; only norms and SwiGLU; nothing.
+enum class Recompute : uint8_t { kAll, kCheap, kNone };
+
+class Tape;
+
+struct TapeArgs {
+  const int32_t* ids = nullptr;  // [B, T]
+  int64_t B = 1, T = 0;
+  const uint8_t* mask = nullptr;  // u8[B, T] or null
+  Recompute recompute = Recompute::kAll;
+};
+
+// Runs the layers and keeps what backward needs. The tape owns copies of ids and mask.
+std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu);
+
+// logits f32[B·T, V] into `logits` (caller's), for losses of the user's own.
+void tape_logits(Tape& tape, float* logits, const Cpu& cpu);
+
+struct LossValue {
+  double mean = 0;     // over counted labels; 0 when there are none
+  int64_t tokens = 0;  // labels that are not -100
+};
+// labels[b, t] is the target of position t BEFORE shifting, as Hugging Face takes them: position t predicts labels[t + 1].
+// With `shifted`, labels are already aligned: position t predicts labels[t]. Keeps log-sum-exps for backward.
+LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, const Cpu& cpu);
+
+// Gradients of scale · loss (after tape_cross_entropy) or of Σ dlogits · logits (dlogits f32[B·T, V]) into the sink.
+// Consumes the tape. Throws kStaleGradient if weights changed since, kNonFiniteGradient before anything reached the sink
+// when the loss gradient itself is not finite.
+void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink, const Cpu& cpu);
+
+}  // namespace qn
