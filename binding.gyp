@@ -31,7 +31,7 @@
       "target_name": "qwen3_nvfp4",
       "sources": ["<!@(node scripts/gyp-sources.cjs csrc/core csrc/format csrc/ops csrc/model csrc/train csrc/binding)"],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
-      "defines": ["NAPI_VERSION=9", "NODE_ADDON_API_ENABLE_MAYBE=0", "NAPI_CPP_EXCEPTIONS"],
+      "defines": ["NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS"],
       "conditions": [
         ["target_arch=='x64'", { "dependencies": ["qn_avx2", "qn_avx512"] }],
         ["target_arch=='arm64'", { "dependencies": ["qn_neon"] }],

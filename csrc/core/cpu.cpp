@@ -6,10 +6,14 @@ namespace qn {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::kPortable: return "portable";
-    case Isa::kNeon: return "neon";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kAvx512: return "avx512";
+    case Isa::kPortable:
+      return "portable";
+    case Isa::kNeon:
+      return "neon";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
   }
   return "portable";
 }
@@ -35,7 +39,8 @@ Isa isa_from_name(const char* name) {
     if (std::strcmp(name, isa_name(isa)) != 0) continue;
     const Isa best = detect_isa();
     const bool available = isa == Isa::kPortable || isa == best || (isa == Isa::kAvx2 && best == Isa::kAvx512);
-    if (!available) fail(Code::kUnsupported, "this processor does not run %s kernels; its best is %s", name, isa_name(best));
+    if (!available)
+      fail(Code::kUnsupported, "this processor does not run %s kernels; its best is %s", name, isa_name(best));
     return isa;
   }
   fail(Code::kInvalidArgument, "Expected portable, neon, avx2 or avx512 for isa but received %s", name);

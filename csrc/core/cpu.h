@@ -1,4 +1,5 @@
-// What a CPU op runs on: a thread pool, an instruction set and a cancel token. Takes the place a CUDA op gives its stream.
+// What a CPU op runs on: a thread pool, an instruction set and a cancel token. Takes the place a CUDA op gives its
+// stream.
 #pragma once
 
 #include "core/cancel.h"
@@ -6,13 +7,15 @@
 
 namespace qn {
 
-// Ordered: a level includes the ones below it on its architecture. kPortable is the truth the others are tested against.
+// Ordered: a level includes the ones below it on its architecture. kPortable is the truth the others are tested
+// against.
 enum class Isa { kPortable, kNeon, kAvx2, kAvx512 };
 
 const char* isa_name(Isa isa);
 // The best level this processor and operating system run.
 Isa detect_isa();
-// "portable", "neon", "avx2", "avx512"; Error(kUnsupported) if this processor lacks it, Error(kInvalidArgument) if unknown.
+// "portable", "neon", "avx2", "avx512"; Error(kUnsupported) if this processor lacks it, Error(kInvalidArgument) if
+// unknown.
 Isa isa_from_name(const char* name);
 
 struct Cpu {

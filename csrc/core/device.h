@@ -1,5 +1,5 @@
-// A place to compute: its lane, threads, instruction set and memory ledger. One per distinct `device` + `threads` of a JS
-// environment; models, caches and optimizers hold it by shared_ptr.
+// A place to compute: its lane, threads, instruction set and memory ledger. One per distinct `device` + `threads` of a
+// JS environment; models, caches and optimizers hold it by shared_ptr.
 #pragma once
 
 #include <memory>

@@ -11,13 +11,17 @@ enum class DType : uint8_t { kF32, kF16, kBF16, kU8, kE4M3, kF64, kI64, kI32 };
 constexpr int64_t dtype_bytes(DType dtype) {
   switch (dtype) {
     case DType::kF64:
-    case DType::kI64: return 8;
+    case DType::kI64:
+      return 8;
     case DType::kF32:
-    case DType::kI32: return 4;
+    case DType::kI32:
+      return 4;
     case DType::kF16:
-    case DType::kBF16: return 2;
+    case DType::kBF16:
+      return 2;
     case DType::kU8:
-    case DType::kE4M3: return 1;
+    case DType::kE4M3:
+      return 1;
   }
   return 0;
 }

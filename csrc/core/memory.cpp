@@ -28,7 +28,8 @@ void MemoryLedger::release(MemoryKind kind, int64_t bytes) {
 }
 
 Buffer::Buffer(MemoryLedger& ledger, MemoryKind kind, int64_t bytes, bool zeroed) : kind_(kind) {
-  if (bytes < 0) fail(Code::kInvalidArgument, "Expected a buffer size of 0 or more bytes but received %lld", (long long)bytes);
+  if (bytes < 0)
+    fail(Code::kInvalidArgument, "Expected a buffer size of 0 or more bytes but received %lld", (long long)bytes);
   const auto rounded = static_cast<size_t>(Arena::aligned(bytes == 0 ? 1 : bytes));
   data_ = std::aligned_alloc(64, rounded);
   if (!data_) {

@@ -33,7 +33,9 @@ class ThreadPool {
     using Plain = std::remove_reference_t<Work>;
     run_erased(
         count, grain,
-        [](void* context, int64_t begin, int64_t end, int worker) { (*static_cast<Plain*>(context))(begin, end, worker); },
+        [](void* context, int64_t begin, int64_t end, int worker) {
+          (*static_cast<Plain*>(context))(begin, end, worker);
+        },
         const_cast<void*>(static_cast<const void*>(&work)));
   }
 

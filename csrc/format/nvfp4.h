@@ -24,8 +24,9 @@ constexpr float kE4M3Max = 448.0f;
 QN_HOST_DEVICE inline float e2m1_to_f32(uint32_t code) {
   const uint32_t exponent = (code >> 1) & 3, mantissa = code & 1;
   // exponent 0 is subnormal: 0 or 0.5; otherwise (1 + m/2) · 2^(exponent − 1)
-  const float magnitude = exponent == 0 ? 0.5f * static_cast<float>(mantissa)
-                                        : (1.0f + 0.5f * static_cast<float>(mantissa)) * static_cast<float>(1u << (exponent - 1));
+  const float magnitude = exponent == 0
+                              ? 0.5f * static_cast<float>(mantissa)
+                              : (1.0f + 0.5f * static_cast<float>(mantissa)) * static_cast<float>(1u << (exponent - 1));
   return (code & 8) ? -magnitude : magnitude;
 }
 
@@ -35,17 +36,16 @@ QN_HOST_DEVICE inline uint32_t f32_to_e2m1(float value) {
   const uint32_t sign = value < 0 || (value == 0 && 1 / value < 0) ? 8u : 0u;
   const float a = value < 0 ? -value : value;
   // Midpoints .25 .75 1.25 1.75 2.5 3.5 5: a tie goes to the even neighbour, hence < or <= in turn.
-  const uint32_t code = a <= 0.25f  ? 0u
-                        : a < 0.75f ? 1u
+  const uint32_t code = a <= 0.25f   ? 0u
+                        : a < 0.75f  ? 1u
                         : a <= 1.25f ? 2u
-                        : a < 1.75f ? 3u
-                        : a <= 2.5f ? 4u
-                        : a < 3.5f ? 5u
-                        : a <= 5.0f ? 6u
-                                    : 7u;
+                        : a < 1.75f  ? 3u
+                        : a <= 2.5f  ? 4u
+                        : a < 3.5f   ? 5u
+                        : a <= 5.0f  ? 6u
+                                     : 7u;
   return sign | code;
 }
-
 
 // --- E4M3 (fn): bias 7, no infinities, 0x7F and 0xFF are the only NaNs, largest 448, smallest subnormal 2^-9 --------
 
@@ -69,7 +69,7 @@ enum class Rounding : uint8_t { kNearestEven, kStochastic };
 enum class ScaleRule : uint8_t {
   kAmax,         // scale = e4m3_nearest(amax / 6 / global)
   kFourOverSix,  // the better of amax/6 and amax/4 by squared error of the block, nearest-even codes (arXiv 2512.02010)
-  kAmaxUp,       // scale = e4m3 rounded up from amax / 6 / global: nothing saturates, so stochastic rounding is unbiased
+  kAmaxUp,  // scale = e4m3 rounded up from amax / 6 / global: nothing saturates, so stochastic rounding is unbiased
 };
 
 // Where the stochastic bits of element (row, column) come from: element index = (first_row + row) · cols + column.

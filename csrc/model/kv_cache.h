@@ -1,5 +1,5 @@
-// Keys and values of one conversation, in pages of kPageTokens positions that are allocated as they are needed and shared,
-// copy on write, between forks.
+// Keys and values of one conversation, in pages of kPageTokens positions that are allocated as they are needed and
+// shared, copy on write, between forks.
 #pragma once
 
 #include <memory>
@@ -23,7 +23,8 @@ class KvCache {
   DType dtype() const { return dtype_; }
   int64_t bytes() const;  // of the pages this cache refers to (shared ones count in full)
 
-  // Room for `tokens` more, or Error(kCacheFull) with both numbers and nothing changed. Makes the pages it will write its own.
+  // Room for `tokens` more, or Error(kCacheFull) with both numbers and nothing changed. Makes the pages it will write
+  // its own.
   void reserve(int64_t tokens);
   // Writes k, v f32[T, KV, D] of one layer at positions seq_len .. seq_len + T - 1 (reserve() first).
   void write(int64_t layer, const float* k, const float* v, int64_t T, const Cpu& cpu);

@@ -1,10 +1,12 @@
-// Fills parameters from files by offset. TypeScript parsed the index (.dat or safetensors) and says where each tensor lies.
+// Fills parameters from files by offset. TypeScript parsed the index (.dat or safetensors) and says where each tensor
+// lies.
 #pragma once
 
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "core/dtype.h"
 #include "format/nvfp4.h"
 #include "model/model.h"
 
@@ -28,11 +30,11 @@ struct TensorSource {
 };
 
 struct LoadOptions {
-  bool quantize = true;           // dense matrices with cols % 16 == 0 become NVFP4; else they keep their dtype
-  Storage dense = Storage::kF32;  // used for all matrices when `convert_dense`
-  bool convert_dense = false;     // dequantise packed and convert dense matrices to `dense`
+  bool quantize = true;                // dense matrices with cols % 16 == 0 become NVFP4; else they keep their dtype
+  Storage dense = Storage::kF32;       // used for all matrices when `convert_dense`
+  bool convert_dense = false;          // dequantise packed and convert dense matrices to `dense`
   bool quantize_raw_embedding = true;  // false: an embedding that is dense in the file stays dense (prior .dat layout)
-  bool two_level = true;          // of tensors that are quantised here
+  bool two_level = true;               // of tensors that are quantised here
   ScaleRule scale_rule = ScaleRule::kAmax;
 };
 

@@ -12,7 +12,8 @@
 namespace qn {
 
 struct LayerParameters {
-  Parameter *input_norm, *q_proj, *k_proj, *v_proj, *q_norm, *k_norm, *o_proj, *post_norm, *gate_proj, *up_proj, *down_proj;
+  Parameter *input_norm, *q_proj, *k_proj, *v_proj, *q_norm, *k_norm, *o_proj, *post_norm, *gate_proj, *up_proj,
+      *down_proj;
 };
 
 class Model {
@@ -57,7 +58,7 @@ class Model {
 
 struct InitializeOptions {
   uint64_t seed = 0;
-  float stddev = 0.02f;             // of embeddings and projections; norms are 1
+  float stddev = 0.02f;               // of embeddings and projections; norms are 1
   Storage storage = Storage::kNvfp4;  // of matrices with cols % 16 == 0
   bool two_level = true;
 };

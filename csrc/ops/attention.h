@@ -1,6 +1,6 @@
 // Causal grouped-query attention: y[t, q] = Σ_s softmax_s(q·k_s / √D) v_s over the keys s that t may see.
-// Query head h reads key/value head h / (Q / KV). The score matrix is never stored; softmax is f32 with the row's maximum
-// subtracted.
+// Query head h reads key/value head h / (Q / KV). The score matrix is never stored; softmax is f32 with the row's
+// maximum subtracted.
 //
 // attention: B sequences of T tokens, no cache.
 //   y    out f32[B, T, Q, D]     lse out f32[B, T, Q] log-sum-exp of the scaled scores (may be null)
@@ -54,11 +54,11 @@ struct AttentionBackward {
 void attention_backward_cpu(const AttentionBackward& args, const Cpu& cpu);
 
 struct AttentionCached {
-  float* y;                   // out f32[T, Q, D]
-  const float* q;             // in f32[T, Q, D]
-  const void* const* k_pages; // pages of this layer
+  float* y;                    // out f32[T, Q, D]
+  const float* q;              // in f32[T, Q, D]
+  const void* const* k_pages;  // pages of this layer
   const void* const* v_pages;
-  DType dtype;                // kF32, kF16 or kBF16
+  DType dtype;  // kF32, kF16 or kBF16
   int64_t page_tokens;
   int64_t T, offset;
   int64_t Q, KV, D;

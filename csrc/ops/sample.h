@@ -1,11 +1,11 @@
 // Chooses the next token from one row of logits.
 //
 // Order: repetition penalty (positive logits divided by it, negative multiplied; Keskar et al. 2019) over the ids in
-// `history` → temperature → top-k → top-p (the smallest set of most likely tokens whose probability reaches topP: the token
-// that crosses is kept) → min-p (drops tokens below minP · the largest probability) → one draw.
-// temperature = 0 is greedy: the largest logit after the penalty, ties to the lowest id; nothing is drawn.
-// Log-probabilities are those of the model: log softmax of the raw logits, before penalty and temperature.
-// Non-finite logits: Error(kNonFiniteLogits) with the id and the value. At least one token always remains.
+// `history` → temperature → top-k → top-p (the smallest set of most likely tokens whose probability reaches topP: the
+// token that crosses is kept) → min-p (drops tokens below minP · the largest probability) → one draw. temperature = 0
+// is greedy: the largest logit after the penalty, ties to the lowest id; nothing is drawn. Log-probabilities are those
+// of the model: log softmax of the raw logits, before penalty and temperature. Non-finite logits:
+// Error(kNonFiniteLogits) with the id and the value. At least one token always remains.
 #pragma once
 
 #include <cstdint>

@@ -9,7 +9,8 @@ namespace qn {
 
 class GradientSink {
  public:
-  // Adds rows [row_begin, row_begin + row_count) of the gradient to dw f32[row_count, cols] (accumulate) or overwrites it.
+  // Adds rows [row_begin, row_begin + row_count) of the gradient to dw f32[row_count, cols] (accumulate) or overwrites
+  // it.
   using Produce = std::function<void(int64_t row_begin, int64_t row_count, float* dw, bool accumulate)>;
 
   virtual ~GradientSink() = default;

@@ -31,13 +31,13 @@ struct LossValue {
   double mean = 0;     // over counted labels; 0 when there are none
   int64_t tokens = 0;  // labels that are not -100
 };
-// labels[b, t] is the target of position t BEFORE shifting, as Hugging Face takes them: position t predicts labels[t + 1].
-// With `shifted`, labels are already aligned: position t predicts labels[t]. Keeps log-sum-exps for backward.
+// labels[b, t] is the target of position t BEFORE shifting, as Hugging Face takes them: position t predicts labels[t +
+// 1]. With `shifted`, labels are already aligned: position t predicts labels[t]. Keeps log-sum-exps for backward.
 LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, const Cpu& cpu);
 
 // Gradients of scale · loss (after tape_cross_entropy) or of Σ dlogits · logits (dlogits f32[B·T, V]) into the sink.
-// Consumes the tape. Throws kStaleGradient if weights changed since, kNonFiniteGradient before anything reached the sink
-// when the loss gradient itself is not finite.
+// Consumes the tape. Throws kStaleGradient if weights changed since, kNonFiniteGradient before anything reached the
+// sink when the loss gradient itself is not finite.
 void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink, const Cpu& cpu);
 
 }  // namespace qn

@@ -1,0 +1,42 @@
+/** The synchronous single ops of the addon, for test/ops and benchmarks/ops (see csrc/binding/ops/ops.h). */
+import bindings from 'bindings'
+import { resolve } from 'node:path'
+
+export interface OpOptions {
+  isa?: 'portable' | 'neon' | 'avx2' | 'avx512'
+  threads?: number
+}
+
+// eslint-disable-next-line @typescript-eslint/no-explicit-any
+export const ops: Record<string, (...args: any[]) => any> = bindings({
+  bindings: 'qwen3_nvfp4',
+  module_root: resolve(__dirname, '../..'),
+}).ops
+
+/** Deterministic, non-degenerate values in (-1, 1) times `scale` (mulberry32). */
+export function seededValues(count: number, seed: number, scale = 1): Float32Array {
+  let state = seed >>> 0
+  return Float32Array.from({ length: count }, () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let t = state
+    t = Math.imul(t ^ (t >>> 15), t | 1)
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
+    return (((t ^ (t >>> 14)) >>> 0) / 2147483648 - 1) * scale
+  })
+}
+
+/** Fails with the worst element unless |actual - expected| <= atol + rtol * |expected| everywhere. */
+export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<number>, atol: number, rtol = 0): void {
+  if (actual.length !== expected.length) throw new Error(`Expected ${expected.length} values but received ${actual.length}`)
+  let worst = -1
+  let excess = 0
+  for (let i = 0; i < expected.length; i++) {
+    const error = Math.abs(actual[i]! - expected[i]!)
+    const over = error - (atol + rtol * Math.abs(expected[i]!))
+    if (!(over <= excess)) {
+      worst = i
+      excess = Number.isNaN(over) ? Infinity : over
+    }
+  }
+  if (worst >= 0) throw new Error(`Element ${worst}: expected ${expected[worst]} but received ${actual[worst]} (atol ${atol}, rtol ${rtol})`)
+}
