@@ -28,6 +28,7 @@ struct Parameter {
   WeightView view() const;
   // Allocates the buffers of `storage` (contents uninitialised).
   void allocate(MemoryLedger& ledger, Storage form);
+  void release();
 };
 
 }  // namespace qn
