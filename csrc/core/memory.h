@@ -60,6 +60,20 @@ class Buffer {
   MemoryLedger* ledger_ = nullptr;
 };
 
+// Counts what an Arena would need: the same take() calls, no memory. Plans and runs share one template over both.
+class ArenaPlan {
+ public:
+  template <typename T>
+  T* take(int64_t count) {
+    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) & ~int64_t{63};
+    return nullptr;
+  }
+  int64_t bytes() const { return used_; }
+
+ private:
+  int64_t used_ = 0;
+};
+
 // Bump allocation inside one Buffer, sized by a plan made before the work starts. Single-threaded.
 class Arena {
  public:
