@@ -53,8 +53,12 @@ void fill_rope_tables(float* cosines, float* sines, const ModelConfig& config, i
   }
 }
 
-void layer_project(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a) {
+void layer_norm_input(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a) {
   norm(pass, a.x_norm, a.x_inv_rms, x, *p.input_norm, pass.N());
+}
+
+void layer_project(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a) {
+  layer_norm_input(pass, p, x, a);
   project(pass, a.q_raw, a.x_norm, *p.q_proj);
   project(pass, a.k_raw, a.x_norm, *p.k_proj);
   project(pass, a.v, a.x_norm, *p.v_proj);

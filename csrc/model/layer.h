@@ -50,6 +50,8 @@ void fill_rope_tables(float* cosines, float* sines, const ModelConfig& config, i
 // The values of a norm vector as f32: its own memory, or decoded into scratch f32[cols].
 const float* vector_values(const Parameter& parameter, float* scratch);
 
+// x → x_norm.
+void layer_norm_input(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a);
 // x → x_norm, q_raw, k_raw, v.
 void layer_project(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a);
 // q_raw, k_raw → q, k (norm, rope).

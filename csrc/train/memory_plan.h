@@ -1,0 +1,20 @@
+// How many bytes a call will need, from shapes alone: the same templates that the runs take their memory from.
+#pragma once
+
+#include "model/forward.h"
+#include "train/tape.h"
+
+namespace qn {
+
+struct ActivationPlan {
+  int64_t activations = 0;  // arenas and results
+  int64_t scratch = 0;      // logits chunk of the loss
+};
+
+// forward() or forward_cached() of B·T tokens, results included.
+ActivationPlan plan_forward(const ModelConfig& config, int64_t B, int64_t T, LogitsWanted logits, bool hidden_states);
+
+// record_forward() + tape_cross_entropy() + backward(): the highest point, without gradients or optimizer.
+ActivationPlan plan_training(const ModelConfig& config, int64_t B, int64_t T, Recompute recompute);
+
+}  // namespace qn
