@@ -7,7 +7,6 @@
 #pragma once
 
 #include <bit>
-#include <cmath>
 #include <cstdint>
 
 #include "core/philox.h"
@@ -21,7 +20,7 @@ constexpr float kE4M3Max = 448.0f;
 // --- E2M1: bit 3 sign, magnitudes 0 .5 1 1.5 2 3 4 6 ---------------------------------------------------------------
 
 // Decodes the low four bits.
-QN_HOST_DEVICE inline float e2m1_to_f32(uint32_t code) {
+QN_HOST_DEVICE constexpr float e2m1_to_f32(uint32_t code) {
   const uint32_t exponent = (code >> 1) & 3, mantissa = code & 1;
   // exponent 0 is subnormal: 0 or 0.5; otherwise (1 + m/2) · 2^(exponent − 1)
   const float magnitude = exponent == 0
@@ -30,30 +29,50 @@ QN_HOST_DEVICE inline float e2m1_to_f32(uint32_t code) {
   return (code & 8) ? -magnitude : magnitude;
 }
 
-// Nearest code, ties to the even code, saturating at ±6; a NaN becomes +6 (callers refuse NaN before).
-// Keeps the sign of a negative value that rounds to zero (code 8), as ml_dtypes does.
-QN_HOST_DEVICE inline uint32_t f32_to_e2m1(float value) {
-  const uint32_t sign = value < 0 || (value == 0 && 1 / value < 0) ? 8u : 0u;
+// The sign bit of a value as bit 3. A negative value that rounds to zero keeps it (code 8), as in ml_dtypes.
+QN_HOST_DEVICE constexpr uint32_t e2m1_sign(float value) { return (std::bit_cast<uint32_t>(value) >> 28) & 8u; }
+
+// Nearest code, ties to the even code, saturating at ±6. A NaN becomes a zero: callers refuse NaN before.
+QN_HOST_DEVICE constexpr uint32_t f32_to_e2m1(float value) {
   const float a = value < 0 ? -value : value;
-  // Midpoints .25 .75 1.25 1.75 2.5 3.5 5: a tie goes to the even neighbour, hence < or <= in turn.
-  const uint32_t code = a <= 0.25f   ? 0u
-                        : a < 0.75f  ? 1u
-                        : a <= 1.25f ? 2u
-                        : a < 1.75f  ? 3u
-                        : a <= 2.5f  ? 4u
-                        : a < 3.5f   ? 5u
-                        : a <= 5.0f  ? 6u
-                                     : 7u;
-  return sign | code;
+  // How many of the midpoints .25 .75 1.25 1.75 2.5 3.5 5 lie below; a tie goes to the even neighbour, hence > or >= in
+  // turn. A sum instead of a chain, so that compilers vectorise it.
+  const uint32_t magnitude = static_cast<uint32_t>(a > 0.25f) + static_cast<uint32_t>(a >= 0.75f) +
+                             static_cast<uint32_t>(a > 1.25f) + static_cast<uint32_t>(a >= 1.75f) +
+                             static_cast<uint32_t>(a > 2.5f) + static_cast<uint32_t>(a >= 3.5f) +
+                             static_cast<uint32_t>(a > 5.0f);
+  return e2m1_sign(value) | magnitude;
 }
+
+// The neighbour above in magnitude with probability (|value| − below) / (above − below), so that the expectation is the
+// value; saturates at ±6. u is uniform in (0, 1); a value on the grid stays whatever u is.
+QN_HOST_DEVICE constexpr uint32_t f32_to_e2m1_stochastic(float value, float u) {
+  const float a = value < 0 ? -value : value;
+  if (!(a < kE2M1Max)) return e2m1_sign(value) | 7u;
+  // The spacing of the codes at a (.5, 1, 2) and the code whose value is zero spacings: the rest is exact arithmetic.
+  const float inverse_step = a < 2.0f ? 2.0f : a < 4.0f ? 1.0f : 0.5f;
+  const uint32_t base = a < 2.0f ? 0u : a < 4.0f ? 2u : 4u;
+  const float steps = a * inverse_step;
+  const auto below = static_cast<uint32_t>(steps);
+  const uint32_t up = u < steps - static_cast<float>(below) ? 1u : 0u;
+  return e2m1_sign(value) | (base + below + up);
+}
+
+QN_HOST_DEVICE constexpr uint8_t pack_e2m1(uint32_t even, uint32_t odd) {
+  return static_cast<uint8_t>(even | (odd << 4));
+}
+
+static_assert(pack_e2m1(f32_to_e2m1(0.5f), f32_to_e2m1(-6.0f)) == 0xF1, "the worked example");
+static_assert(e2m1_to_f32(0xF1 & 15) == 0.5f && e2m1_to_f32(0xF1 >> 4) == -6.0f, "low nibble = even column");
+static_assert(f32_to_e2m1(0.25f) == 0 && f32_to_e2m1(0.75f) == 2 && f32_to_e2m1(5.0f) == 6, "ties go to the even code");
 
 // --- E4M3 (fn): bias 7, no infinities, 0x7F and 0xFF are the only NaNs, largest 448, smallest subnormal 2^-9 --------
 
-QN_HOST_DEVICE inline float e4m3_to_f32(uint8_t bits) {
+QN_HOST_DEVICE constexpr float e4m3_to_f32(uint8_t bits) {
   const uint32_t exponent = (bits >> 3) & 15u, mantissa = bits & 7u;
-  float magnitude;
+  float magnitude = 0;
   if (exponent == 15 && mantissa == 7) {
-    magnitude = NAN;
+    magnitude = std::bit_cast<float>(0x7fc00000u);
   } else if (exponent == 0) {
     magnitude = static_cast<float>(mantissa) * 0x1p-9f;
   } else {
@@ -62,8 +81,33 @@ QN_HOST_DEVICE inline float e4m3_to_f32(uint8_t bits) {
   return (bits & 0x80) ? -magnitude : magnitude;
 }
 
-// To nearest, ties to even, saturating at ±448; NaN stays NaN.
-QN_HOST_DEVICE uint8_t f32_to_e4m3(float value);
+// To nearest, ties to even, saturating at ±448 (infinities too); NaN stays NaN.
+QN_HOST_DEVICE constexpr uint8_t f32_to_e4m3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
+  uint32_t code = 0;
+  if (magnitude > 0x7f800000u) {
+    code = 0x7f;
+  } else if (magnitude >= 0x43e00000u) {  // 448
+    code = 0x7e;
+  } else if (magnitude < 0x3c800000u) {  // 2^-6: subnormal, so let the adder round at 2^-9, the spacing of f32 at 2^14
+    code = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) - 0x46800000u;
+  } else {
+    code = ((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20) - (120u << 3);
+  }
+  return static_cast<uint8_t>(sign | code);
+}
+
+// The smallest E4M3 number >= value, for value >= 0; saturates at 448.
+QN_HOST_DEVICE constexpr uint8_t f32_to_e4m3_up(float value) {
+  const uint8_t nearest = f32_to_e4m3(value);
+  return e4m3_to_f32(nearest) < value && nearest < 0x7e ? static_cast<uint8_t>(nearest + 1) : nearest;
+}
+
+static_assert(f32_to_e4m3(448.0f) == 0x7e && e4m3_to_f32(0x7e) == kE4M3Max && f32_to_e4m3(1e30f) == 0x7e);
+static_assert(e4m3_to_f32(1) == 0x1p-9f && f32_to_e4m3(0x1p-10f) == 0 && f32_to_e4m3(0x1.8p-9f) == 2, "ties to even");
+static_assert(f32_to_e4m3_up(0x1p-30f) == 1 && f32_to_e4m3_up(1.0f) == f32_to_e4m3(1.0f));
+
+// --- A block: 16 columns of one row ----------------------------------------------------------------------------------
 
 enum class Rounding : uint8_t { kNearestEven, kStochastic };
 enum class ScaleRule : uint8_t {
@@ -71,6 +115,43 @@ enum class ScaleRule : uint8_t {
   kFourOverSix,  // the better of amax/6 and amax/4 by squared error of the block, nearest-even codes (arXiv 2512.02010)
   kAmaxUp,  // scale = e4m3 rounded up from amax / 6 / global: nothing saturates, so stochastic rounding is unbiased
 };
+
+// The codes of `t` (the block divided by the global scale) under an E4M3 scale. Scale 0 gives codes 0: the block
+// decodes to zeros, and its signs are lost.
+struct BlockCodes {
+  uint32_t code[kBlockSize];
+};
+QN_HOST_DEVICE inline BlockCodes nvfp4_block_codes(const float* t, uint8_t scale) {
+  const float s = e4m3_to_f32(scale);
+  BlockCodes out;
+  for (int i = 0; i < kBlockSize; ++i) out.code[i] = s > 0 ? f32_to_e2m1(t[i] / s) : 0u;
+  return out;
+}
+
+// Sum over the columns in order of (e2m1(code) · scale − t)², in f32.
+QN_HOST_DEVICE inline float nvfp4_block_error(const float* t, uint8_t scale) {
+  const float s = e4m3_to_f32(scale);
+  const BlockCodes codes = nvfp4_block_codes(t, scale);
+  float sum = 0;
+  for (int i = 0; i < kBlockSize; ++i) {
+    const float error = e2m1_to_f32(codes.code[i]) * s - t[i];
+    sum += error * error;
+  }
+  return sum;
+}
+
+// The E4M3 scale of a block with largest magnitude `amax`, both divided by the global scale. amax = 0 gives 0.
+QN_HOST_DEVICE inline uint8_t nvfp4_block_scale(const float* t, float amax, ScaleRule rule) {
+  if (rule == ScaleRule::kAmaxUp) {
+    const uint8_t up = f32_to_e4m3_up(amax / 6.0f);
+    // amax / 6 may have been rounded down; 6 · scale is exact.
+    return e4m3_to_f32(up) * 6.0f < amax && up < 0x7e ? static_cast<uint8_t>(up + 1) : up;
+  }
+  const uint8_t six = f32_to_e4m3(amax / 6.0f);
+  if (rule == ScaleRule::kAmax) return six;
+  const uint8_t four = f32_to_e4m3(amax / 4.0f);
+  return nvfp4_block_error(t, four) < nvfp4_block_error(t, six) ? four : six;
+}
 
 // Where the stochastic bits of element (row, column) come from: element index = (first_row + row) · cols + column.
 struct RandomKey {
@@ -81,10 +162,41 @@ struct RandomKey {
   int64_t first_row = 0;
 };
 
+// Quantises x f32[16], all finite, whose first element has index `element` (a multiple of 16; read when stochastic).
+// Shared by the CPU and CUDA, so that both give the same bytes.
+QN_HOST_DEVICE inline void quantize_nvfp4_block(uint8_t* codes, uint8_t* scale, const float* x, float global_scale,
+                                                Rounding rounding, ScaleRule rule, const RandomKey& random,
+                                                int64_t element) {
+  float t[kBlockSize], amax = 0;
+  for (int i = 0; i < kBlockSize; ++i) {
+    t[i] = x[i] / global_scale;
+    const float a = t[i] < 0 ? -t[i] : t[i];
+    amax = a > amax ? a : amax;
+  }
+  *scale = nvfp4_block_scale(t, amax, rule);
+  BlockCodes out;
+  if (rounding == Rounding::kNearestEven) {
+    out = nvfp4_block_codes(t, *scale);
+  } else {
+    const float s = e4m3_to_f32(*scale);
+    for (int quad = 0; quad < kBlockSize / 4; ++quad) {
+      const PhiloxWords words =
+          random_words(random.seed, element / 4 + quad, random.parameter, random.step, random.stream);
+      for (int i = 0; i < 4; ++i) {
+        const int at = quad * 4 + i;
+        out.code[at] = s > 0 ? f32_to_e2m1_stochastic(t[at] / s, uniform(words.w[i])) : 0u;
+      }
+    }
+  }
+  for (int j = 0; j < kBlockSize / 2; ++j) codes[j] = pack_e2m1(out.code[2 * j], out.code[2 * j + 1]);
+}
+
+// --- A tensor --------------------------------------------------------------------------------------------------------
+
 struct QuantizeArgs {
   uint8_t* codes;   // out u8[N, K/2]
   uint8_t* scales;  // out e4m3[N, K/16]
-  const float* x;   // in f32[N, K], finite
+  const float* x;   // in f32[N, K], finite: else Error(kNonFiniteWeight) naming the first bad row and column
   int64_t N, K;     // K % 16 == 0
   float global_scale;
   Rounding rounding;
@@ -92,9 +204,12 @@ struct QuantizeArgs {
   RandomKey random;  // read when rounding is stochastic
 };
 
-// The two-level global scale for a tensor whose largest magnitude is amax: the smallest power of two >= amax / (448·6).
-// A power of two changes no mantissa, so rescaling never re-rounds. amax = 0 gives 1.
+// The two-level global scale for a tensor whose largest magnitude is amax: the smallest power of two >= amax / (448·6),
+// and at least 2^-126. A power of two changes no mantissa, so rescaling never re-rounds. amax = 0 gives 1.
 float two_level_global_scale(float amax);
+
+// Throws Error(kNonFiniteWeight) naming the first infinity or NaN of x f32[16], which begins at (row, column), if any.
+void refuse_nonfinite_block(const float* x, int64_t row, int64_t column);
 
 // The truth, one thread. ops/quantize.h runs the same per row on a pool.
 void quantize_nvfp4_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
