@@ -20,14 +20,17 @@ function findHome() {
 function archFlags(home) {
   const known = execFileSync(join(home, 'bin/nvcc'), ['--list-gpu-arch'], { encoding: 'utf8' })
   const wanted = process.env.QN_CUDA_ARCHS?.split(/[\s,]+/).filter(Boolean) ?? ['80', '90a', '120a', '121a']
-  const archs = wanted.filter((arch) => process.env.QN_CUDA_ARCHS || known.includes(`compute_${arch.replace(/[af]$/, '')}`))
+  const archs = wanted.filter(
+    (arch) => process.env.QN_CUDA_ARCHS || known.includes(`compute_${arch.replace(/[af]$/, '')}`),
+  )
   const flags = archs.map((arch) => `-gencode=arch=compute_${arch},code=sm_${arch}`)
   if (!process.env.QN_CUDA_ARCHS) flags.push('-gencode=arch=compute_90,code=compute_90')
   return flags.join(' ')
 }
 
 const home = mode === 'off' ? undefined : findHome()
-if (mode === 'on' && !home) throw new Error('QN_CUDA=on but nvcc was not found on PATH, in CUDA_HOME, CUDA_PATH or /usr/local/cuda')
+if (mode === 'on' && !home)
+  throw new Error('QN_CUDA=on but nvcc was not found on PATH, in CUDA_HOME, CUDA_PATH or /usr/local/cuda')
 const question = process.argv[2]
 if (question === 'enabled') console.log(home ? 1 : 0)
 else if (question === 'home') console.log(home ?? '')

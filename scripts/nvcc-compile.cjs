@@ -5,7 +5,19 @@ const { join } = require('node:path')
 const [home, input, output, ...flags] = process.argv.slice(2)
 const result = spawnSync(
   join(home, 'bin/nvcc'),
-  ['-std=c++20', '-O3', '-Xcompiler', '-fPIC,-fvisibility=hidden', '--fmad=false', '-lineinfo', ...flags.flatMap((f) => f.split(' ')).filter(Boolean), '-c', input, '-o', output],
+  [
+    '-std=c++20',
+    '-O3',
+    '-Xcompiler',
+    '-fPIC,-fvisibility=hidden',
+    '--fmad=false',
+    '-lineinfo',
+    ...flags.flatMap((f) => f.split(' ')).filter(Boolean),
+    '-c',
+    input,
+    '-o',
+    output,
+  ],
   { stdio: 'inherit' },
 )
 process.exit(result.status ?? 1)

@@ -27,7 +27,8 @@ export function seededValues(count: number, seed: number, scale = 1): Float32Arr
 
 /** Fails with the worst element unless |actual - expected| <= atol + rtol * |expected| everywhere. */
 export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<number>, atol: number, rtol = 0): void {
-  if (actual.length !== expected.length) throw new Error(`Expected ${expected.length} values but received ${actual.length}`)
+  if (actual.length !== expected.length)
+    throw new Error(`Expected ${expected.length} values but received ${actual.length}`)
   let worst = -1
   let excess = 0
   for (let i = 0; i < expected.length; i++) {
@@ -38,5 +39,8 @@ export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<numbe
       excess = Number.isNaN(over) ? Infinity : over
     }
   }
-  if (worst >= 0) throw new Error(`Element ${worst}: expected ${expected[worst]} but received ${actual[worst]} (atol ${atol}, rtol ${rtol})`)
+  if (worst >= 0)
+    throw new Error(
+      `Element ${worst}: expected ${expected[worst]} but received ${actual[worst]} (atol ${atol}, rtol ${rtol})`,
+    )
 }

@@ -1,7 +1,8 @@
-/** Prints the closing line `N passed, N failed, N skipped` that CI reads. */
+/** Prints the closing line `N passed, N failed, N skipped` that CI reads, after everything else jest prints. */
 module.exports = class SummaryReporter {
   onRunComplete(_contexts, results) {
     const failed = results.numFailedTests + results.numRuntimeErrorTestSuites
-    process.stdout.write(`${results.numPassedTests} passed, ${failed} failed, ${results.numPendingTests} skipped\n`)
+    const line = `${results.numPassedTests} passed, ${failed} failed, ${results.numPendingTests} skipped\n`
+    process.once('exit', () => process.stdout.write(line))
   }
 }
