@@ -1,6 +1,7 @@
 // A fixed set of threads that split index ranges. The calling thread works too, so `threads` is the total.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -61,10 +62,10 @@ class ThreadPool {
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_, finished_;
-  Task task_;
-  uint64_t generation_ = 0;
-  int running_ = 0;
-  bool stopping_ = false;
+  Task task_;  // written while running_ == 0, read by workers after they see the new generation
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int> running_{0};
+  std::atomic<bool> stopping_{false};
   std::atomic<int64_t> next_{0};
   std::exception_ptr error_;
 };
