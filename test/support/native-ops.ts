@@ -8,10 +8,14 @@ export interface OpOptions {
 }
 
 // eslint-disable-next-line @typescript-eslint/no-explicit-any
-export const ops: Record<string, (...args: any[]) => any> = bindings({
-  bindings: 'qwen3_nvfp4',
-  module_root: resolve(__dirname, '../..'),
-}).ops
+type Ops = Record<string, (...args: any[]) => any>
+
+/** The normal build, or the one that QN_ADDON_PATH names (scripts/test-asan.mjs). */
+const addon = process.env.QN_ADDON_PATH
+  ? (require(process.env.QN_ADDON_PATH) as { ops: Ops })
+  : (bindings({ bindings: 'qwen3_nvfp4', module_root: resolve(__dirname, '../..') }) as { ops: Ops })
+
+export const ops: Ops = addon.ops
 
 /** Deterministic, non-degenerate values in (-1, 1) times `scale` (mulberry32). */
 export function seededValues(count: number, seed: number, scale = 1): Float32Array {
