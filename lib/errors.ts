@@ -1,3 +1,42 @@
+/** The only error classes of the package. Misuse is a TypeError or RangeError from lib/check.ts instead. */
+
+/** Every `code` of a Qwen3Nvfp4Error, with its meaning in one line. docs/errors.md is this table with remedies. */
+export const errorCodes = {
+  // csrc/core/status.h, in its order
+  INVALID_ARGUMENT: 'The core refused an argument that the checks in front of it let through.',
+  UNSUPPORTED: 'The request is valid, but this build or this device cannot do it.',
+  OUT_OF_MEMORY: 'An allocation failed; the message says how many bytes were asked and what would shrink them.',
+  DISPOSED: 'The object was used after dispose(), or belongs to a model that was disposed.',
+  BUSY: 'The object is in use by another call that has not finished.',
+  ABORTED: 'The operation was aborted; with an AbortSignal the promise rejects with signal.reason instead.',
+  CACHE_FULL: 'The key/value cache has no room for the tokens.',
+  NON_FINITE_LOGITS: 'The model produced NaN or infinity in its logits.',
+  NON_FINITE_GRADIENT: 'A gradient holds NaN or infinity; the message names the tensor, and no state was changed.',
+  NON_FINITE_WEIGHT: 'A loaded tensor holds a NaN, an infinity or a NaN scale; the message names it.',
+  DEGENERATE_OUTPUT: 'Generation repeated one token id maxRepeats times in a row.',
+  IO_FAILED: 'A file operation failed; the message has the path and the reason of the operating system.',
+  FILE_TRUNCATED: 'A file ended before the data that its index promises.',
+  STALE_GRADIENT: 'Weights changed between a forward pass and its backward pass, or the pass was already used.',
+  STATE_MISMATCH: 'An optimizer state or a cache file belongs to a model of another shape or mode.',
+  CUDA_UNAVAILABLE: 'A CUDA device was asked for and cannot be had: no driver, no device, or a build without CUDA.',
+  CUDA_FAILED: 'A CUDA call failed; the message has its name and error.',
+  INTERNAL: 'A bug of this package; please report it with the message.',
+  // lib/format
+  DAT_BAD_KEY: 'A .dat entry has a key that is empty, too long or not UTF-8.',
+  DAT_BAD_SHAPE: 'A .dat entry has a shape that is impossible or not what the model needs.',
+  DAT_BAD_VARINT: 'A .dat length or dimension is not a valid LEB128 number.',
+  DAT_DUPLICATE_KEY: 'A .dat file has the same key twice.',
+  DAT_OPTIMIZER_STATE: 'The file is an optimizer state of TorchSharp, not a state dictionary.',
+  DAT_OVERSIZED: 'A .dat file goes on after its last entry.',
+  DAT_TOO_MANY_ENTRIES: 'A .dat file promises more entries than it can hold.',
+  DAT_TRUNCATED: 'A .dat file ends before its last entry does.',
+  DAT_UNKNOWN_TYPE: 'A .dat entry has an element type that is not known.',
+  // lib/native.ts
+  ADDON_LOAD_FAILED: 'The native addon could not be loaded; the message lists what was tried and what to do.',
+} as const
+
+export type ErrorCode = keyof typeof errorCodes
+
 /** What a failure concerns, as far as it is known; every field becomes a property of the error. */
 export interface ErrorDetails {
   cause?: unknown
@@ -17,12 +56,12 @@ const brand = Symbol.for('qwen3-nvfp4.error')
  * `instanceof` holds across the package's entry points and module formats, each of which carries its own copy.
  */
 export class Qwen3Nvfp4Error extends Error {
-  readonly code: string
+  readonly code: ErrorCode
   readonly file?: string
   readonly key?: string
   readonly offset?: number
 
-  constructor(code: string, message: string, details: ErrorDetails = {}) {
+  constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, 'cause' in details ? { cause: details.cause } : undefined)
     this.code = code
     if (details.file !== undefined) this.file = details.file
@@ -35,7 +74,7 @@ export class Qwen3Nvfp4Error extends Error {
     Object.defineProperty(this.prototype, 'name', { value: 'Qwen3Nvfp4Error', configurable: true, writable: true })
   }
 
-  static [Symbol.hasInstance](value: unknown): boolean {
+  static override [Symbol.hasInstance](value: unknown): boolean {
     return typeof value === 'object' && value !== null && brand in value
   }
 }
@@ -59,5 +98,30 @@ export function ioError(doing: string, file: string, cause: unknown): Qwen3Nvfp4
 export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) {
     throw new Qwen3Nvfp4Error('ABORTED', 'the operation was aborted', { cause: signal.reason })
+  }
+}
+
+/** An error thrown by the addon as ours, with the stack of the caller; anything else unchanged. */
+export function fromNative(error: unknown): unknown {
+  if (error instanceof Qwen3Nvfp4Error || typeof error !== 'object' || error === null) return error
+  const { code, message } = error as { code?: unknown; message?: unknown }
+  if (typeof code !== 'string' || !Object.hasOwn(errorCodes, code)) return error
+  return new Qwen3Nvfp4Error(code as ErrorCode, String(message), { cause: error })
+}
+
+/** Runs a synchronous native call, or awaits a native promise, so that only our errors leave it. */
+export function callNative<T>(body: () => T): T {
+  try {
+    return body()
+  } catch (error) {
+    throw fromNative(error)
+  }
+}
+
+export async function awaitNative<T>(start: () => Promise<T>): Promise<T> {
+  try {
+    return await start()
+  } catch (error) {
+    throw fromNative(error)
   }
 }

@@ -1,0 +1,323 @@
+/**
+ * Everything the .node file exports, one interface per native class. Only lib/ calls it, with checked arguments.
+ * A method that returns a promise runs on the device's lane, in the order of the calls; errors carry a `code`.
+ */
+import type { DType, Storage } from './tensor'
+
+export interface NativeAddon {
+  /** Single synchronous ops, for test/ops and benchmarks/ops. */
+  readonly ops: Record<string, (...args: never[]) => unknown>
+  Cancel: new () => NativeCancel
+  /** One lane, pool and ledger per distinct arguments of a JS environment. `isa` '' is the best available. */
+  Device: new (name: string, threads: number, isa: string) => NativeDevice
+  /** Parameters have shapes and no memory until load() or initialize(). */
+  Model: new (device: NativeDevice, config: NativeConfig) => NativeModel
+  KvCache: new (model: NativeModel, maxTokens: number, dtype: CacheDtype) => NativeKvCache
+  Optimizer: new (model: NativeModel, options: NativeOptimizerOptions) => NativeOptimizer
+  linearSte(device: NativeDevice, args: NativeLinearSteArgs, cancel?: NativeCancel): Promise<NativeLinearSteOutput>
+  /** Synchronous arithmetic. */
+  estimateMemory(config: NativeConfig, plan: NativeMemoryPlan): NativeMemoryBytes
+}
+
+/** The flag behind an AbortSignal. */
+export interface NativeCancel {
+  cancel(): void
+}
+
+export interface NativeDevice {
+  readonly name: string
+  readonly threads: number
+  readonly isa: string
+  /** Bytes in use on the device by kind, their total, and the highest total since resetPeak(). */
+  memory(): NativeMemoryBytes & { peak: number }
+  resetPeak(): void
+}
+
+export interface NativeMemoryBytes {
+  weights: number
+  scales: number
+  moments: number
+  gradients: number
+  activations: number
+  cache: number
+  scratch: number
+  total: number
+}
+
+/** csrc/model/config.h */
+export interface NativeConfig {
+  H: number
+  L: number
+  Q: number
+  KV: number
+  D: number
+  F: number
+  V: number
+  ropeBase: number
+  eps: number
+  tied: boolean
+}
+
+/** csrc/model/load.h: bytes [offset, offset + bytes) of files[file]. */
+export interface NativeFileRange {
+  file: number
+  offset: number
+  bytes: number
+  dtype: Extract<DType, 'f32' | 'f16' | 'bf16' | 'u8' | 'e4m3'>
+}
+
+/** csrc/model/load.h: where one parameter lies; either `values`, or `codes` and `scales`. */
+export interface NativeTensorSource {
+  parameter: string
+  values?: NativeFileRange
+  codes?: NativeFileRange
+  scales?: NativeFileRange
+  globalScale?: number
+  twoLevel?: boolean
+}
+
+/** csrc/model/load.h: LoadOptions. */
+export interface NativeLoadOptions {
+  quantize: boolean
+  /** Converts every matrix to this; '' converts nothing. */
+  dense: Storage | ''
+  quantizeRawEmbedding: boolean
+  twoLevel: boolean
+  scaleRule: 'amax' | 'four-over-six' | 'amax-up'
+}
+
+export interface NativeInitializeOptions {
+  seed: bigint
+  stddev: number
+  storage: Storage
+  twoLevel: boolean
+}
+
+export interface NativeParameterInfo {
+  name: string
+  rows: number
+  cols: number
+  isVector: boolean
+  trainable: boolean
+  storage: Storage
+  twoLevel: boolean
+  globalScale: number
+  /** Whether an NVFP4 residual exists beside the codes. */
+  residual: boolean
+}
+
+/** The stored forms of a parameter: `dense` is [rows, cols] in its storage, the others are of an NVFP4 matrix. */
+export type NativeParameterPart = 'dense' | 'codes' | 'scales' | 'residualCodes' | 'residualScales'
+
+export type CacheDtype = 'fp32' | 'fp16' | 'bf16'
+export type Recompute = 'all' | 'cheap' | 'none'
+export type GradientStorage = 'fp32' | 'bf16' | 'nvfp4'
+
+export interface NativeForwardArgs {
+  ids: Int32Array
+  batch: number
+  tokens: number
+  mask?: Uint8Array
+  logits: 'all' | 'last' | 'none'
+  hiddenStates: boolean
+  reference: boolean
+}
+
+export interface NativeForwardOutput {
+  logits?: NativeTensor
+  hidden: NativeTensor[]
+}
+
+export interface NativeTapeArgs {
+  ids: Int32Array
+  batch: number
+  tokens: number
+  mask?: Uint8Array
+  recompute: Recompute
+}
+
+export interface NativeLossArgs extends NativeTapeArgs {
+  labels: Int32Array
+  shifted: boolean
+}
+
+export interface NativeLoss {
+  value: number
+  tokens: number
+  tape: NativeTape
+}
+
+export interface NativeGenerateArgs {
+  prompt: Int32Array
+  history: Int32Array
+  maxTokens: number
+  stopIds: Int32Array
+  maxRepeats: number
+  temperature: number
+  topK: number
+  topP: number
+  minP: number
+  repetitionPenalty: number
+  seed: bigint
+  topLogprobs: number
+}
+
+export interface NativeGeneratedToken {
+  id: number
+  logprob: number
+  topLogprobs?: { id: number; logprob: number }[]
+}
+
+export type NativeFinishReason = 'max-tokens' | 'stop-token' | 'cache-full' | 'cancelled'
+
+export interface NativeModel {
+  readonly parameterCount: number
+  /** `onProgress` gets coalesced byte counts. */
+  load(
+    files: string[],
+    sources: NativeTensorSource[],
+    options: NativeLoadOptions,
+    onProgress?: (done: number, total: number) => void,
+    cancel?: NativeCancel,
+  ): Promise<void>
+  initialize(options: NativeInitializeOptions, cancel?: NativeCancel): Promise<void>
+  /** The parameters in their fixed order, as they are when the call's turn comes. */
+  describe(): Promise<NativeParameterInfo[]>
+  /** Bytes [offset, offset + length) of one stored form, copied. */
+  readBytes(parameter: string, part: NativeParameterPart, offset: number, length: number): Promise<Uint8Array>
+  /** The values that the forward pass uses, decoded to f32[rows, cols]. */
+  readValues(parameter: string): Promise<Float32Array>
+  /** Overwrites a parameter in its storage: dense values are rounded to nearest, NVFP4 is quantised anew. */
+  writeValues(parameter: string, values: Float32Array): Promise<void>
+  setTrainable(parameter: string, trainable: boolean): Promise<void>
+  forward(args: NativeForwardArgs, cancel?: NativeCancel): Promise<NativeForwardOutput>
+  forwardCached(cache: NativeKvCache, args: NativeForwardArgs, cancel?: NativeCancel): Promise<NativeForwardOutput>
+  record(args: NativeTapeArgs, cancel?: NativeCancel): Promise<{ tape: NativeTape; logits: NativeTensor }>
+  loss(args: NativeLossArgs, cancel?: NativeCancel): Promise<NativeLoss>
+  /** Holds the cache until it settles; onToken gets every token before that. */
+  generate(
+    cache: NativeKvCache,
+    args: NativeGenerateArgs,
+    onToken: (token: NativeGeneratedToken) => void,
+    cancel?: NativeCancel,
+  ): Promise<NativeFinishReason>
+  readGradient(parameter: string): Promise<Float32Array | null>
+  zeroGradients(): Promise<void>
+  /** Bytes of this model's own tensors, and of its stored gradients. */
+  bytes(): Promise<{ weights: number; scales: number; gradients: number }>
+  dispose(): Promise<void>
+}
+
+/** A device tensor f32[rows, cols] that stays where it is until read. */
+export interface NativeTensor {
+  readonly rows: number
+  readonly cols: number
+  /** Elements [begin, end) of the rows, copied. */
+  read(beginRow: number, endRow: number): Promise<Float32Array>
+  dispose(): Promise<void>
+}
+
+/** A recorded forward pass; backward consumes it. */
+export interface NativeTape {
+  /** Adds gradients of scale · loss, or of Σ dLogits · logits, to the model's store in `gradients` form. */
+  backward(
+    dLogits: Float32Array | null,
+    scale: number,
+    gradients: GradientStorage,
+    cancel?: NativeCancel,
+  ): Promise<void>
+  dispose(): Promise<void>
+}
+
+export interface NativeKvCache {
+  readonly seqLen: number
+  readonly maxTokens: number
+  readonly dtype: CacheDtype
+  bytes(): Promise<number>
+  truncate(tokens: number): Promise<void>
+  fork(): Promise<NativeKvCache>
+  save(path: string): Promise<void>
+  restore(path: string): Promise<void>
+  dispose(): Promise<void>
+}
+
+export interface NativeOptimizerOptions {
+  lr: number
+  beta1: number
+  beta2: number
+  eps: number
+  weightDecay: number
+  weights: 'nvfp4' | 'nvfp4+residual' | 'bf16' | 'fp32' | 'as-stored'
+  moments: 'nvfp4' | 'int8' | 'bf16' | 'fp32'
+  gradients: GradientStorage
+  stepChunkRows: number
+  seed: bigint
+  residualInForward: boolean
+  /** Names of the parameters it trains. */
+  trainable: string[]
+}
+
+export interface NativeStepArgs {
+  /** NaN: the rate of the options. */
+  lr: number
+  /** 0: no clipping. */
+  maxGradNorm: number
+}
+
+export interface NativeStepStats {
+  step: number
+  lr: number
+  gradNorm: number
+  updateRms: number
+  loss?: number
+  tokens?: number
+}
+
+export interface NativeOptimizer {
+  /** Settles when the state exists; later calls queue behind it. */
+  ready(): Promise<void>
+  step(args: NativeStepArgs, cancel?: NativeCancel): Promise<NativeStepStats>
+  trainStep(batch: NativeLossArgs, args: NativeStepArgs, cancel?: NativeCancel): Promise<NativeStepStats>
+  save(path: string): Promise<void>
+  load(path: string): Promise<void>
+  stateBytes(): Promise<number>
+  dispose(): Promise<void>
+}
+
+export interface NativeLinearSteArgs {
+  /** A dense matrix to fake-quantise, or a parameter of a model to use as it is. */
+  weight: Float32Array | { model: NativeModel; parameter: string }
+  rows: number
+  cols: number
+  /** f32[tokens, cols] */
+  input: Float32Array
+  tokens: number
+  twoLevel: boolean
+  scaleRule: 'amax' | 'four-over-six'
+}
+
+export interface NativeLinearSteOutput {
+  y: Float32Array
+  context: NativeLinearSteContext
+}
+
+export interface NativeLinearSteContext {
+  backward(dy: Float32Array, cancel?: NativeCancel): Promise<{ dInput: Float32Array; dWeight: Float32Array }>
+  dispose(): Promise<void>
+}
+
+export interface NativeMemoryPlan {
+  training: boolean
+  tokens: number
+  batch: number
+  threads: number
+  weights: Storage
+  optimizerWeights: NativeOptimizerOptions['weights']
+  moments: NativeOptimizerOptions['moments']
+  /** '' when trainStep consumes gradients at once. */
+  gradients: GradientStorage | ''
+  recompute: Recompute
+  cacheTokens: number
+  cacheDtype: CacheDtype
+  stepChunkRows: number
+}

@@ -1,0 +1,250 @@
+/** Options of the public functions. Defaults are in the comments; numbers say their unit and range. */
+import type { Qwen3Config } from './config'
+import type { CacheDtype, GradientStorage, Recompute } from './native'
+import type { Storage } from './tensor'
+
+export type { CacheDtype, GradientStorage, Recompute }
+
+export interface DeviceOptions {
+  /** Where to compute: 'cpu', or 'cuda:N'. Never replaced silently by another. Default: 'cpu'. */
+  device?: string
+  /** Threads of the CPU device, 1 or more. Default: all cores. Results do not depend on it. */
+  threads?: number
+}
+
+export interface LoadOptions extends DeviceOptions {
+  /** Directory with config.json when it is not beside the .dat file. Default: the directory of the file. */
+  modelDir?: string
+  /** The configuration, when there is no config.json. Default: read from modelDir. */
+  config?: Qwen3Config
+  /** How matrices are kept. Default: as stored for a .dat file, 'nvfp4' for a Hugging Face directory. */
+  weights?: Storage
+  /** 'nvfp4' also quantises an embedding that a .dat file stores raw; 'as-stored' keeps it. Default: 'as-stored'. */
+  embedding?: 'as-stored' | 'nvfp4'
+  /** Refuse files with tensors that the model does not use. Default: true. */
+  strict?: boolean
+  /** Stops the load; the promise rejects with signal.reason. */
+  signal?: AbortSignal
+  /** Called with bytes read so far and in all, at most a few hundred times. */
+  onProgress?: (progress: { doneBytes: number; totalBytes: number }) => void
+}
+
+export interface InitializeOptions extends DeviceOptions {
+  /** Seed of the random weights, 0 to 2^64 − 1. The same seed gives the same bytes everywhere. Default: 0. */
+  seed?: number | bigint
+  /** Standard deviation of embeddings and projections, above 0. Norms are 1. Default: 0.02. */
+  stddev?: number
+  /** How matrices are kept. Default: 'nvfp4'. */
+  weights?: Storage
+  /** Levels of NVFP4 scales: 'two-level', or 'one-level' as in a prior-layout .dat. Default: 'two-level'. */
+  scales?: 'two-level' | 'one-level'
+  signal?: AbortSignal
+}
+
+/** Token ids: one sequence, or a batch of sequences of equal length. */
+export type TokenIds = Int32Array | readonly number[] | readonly (readonly number[])[]
+
+export interface ForwardOptions {
+  /** Which positions get logits. Default: 'last'. With `gradient`: 'all'. */
+  logits?: 'all' | 'last' | 'none'
+  /** Also return the input of every layer and the final normalised state. Default: false. */
+  hiddenStates?: boolean
+  /** 1 for a token, 0 for padding that nobody attends to: [B, T] as bytes or nested arrays. Default: all 1. */
+  attentionMask?: Uint8Array | readonly number[] | readonly (readonly number[])[]
+  /** Keep what `backward(dLogits)` needs. Default: false. */
+  gradient?: boolean
+  /** What the backward pass computes again to save memory; see LossOptions. Default: 'all'. */
+  recompute?: Recompute
+  /** How gradients are stored when the backward pass makes the store. Default: 'fp32'. */
+  gradients?: GradientStorage
+  /** Decode every weight to fp32 and multiply with plain loops in double: slow, the truth. Default: false. */
+  reference?: boolean
+  signal?: AbortSignal
+}
+
+export interface CachedForwardOptions {
+  /** Which positions get logits. Default: 'last'. */
+  logits?: 'all' | 'last' | 'none'
+  /** Also return the hidden states of these tokens. Default: false. */
+  hiddenStates?: boolean
+  signal?: AbortSignal
+}
+
+export interface KvCacheOptions {
+  /** Most positions it may hold, 1 or more. Pages of 64 positions are allocated as needed. */
+  maxTokens: number
+  /** Element type of keys and values. Default: 'fp32' (on the CPU). */
+  dtype?: CacheDtype
+}
+
+export interface LossOptions {
+  /** false: labels are the ids themselves, position t predicts labels[t + 1]; true: position t predicts labels[t]. Default: false. */
+  shifted?: boolean
+  /** 'all' keeps layer inputs only; 'cheap' recomputes norms and SwiGLU; 'none' keeps everything. Default: 'all'. */
+  recompute?: Recompute
+  attentionMask?: ForwardOptions['attentionMask']
+  /** How gradients are stored between backward and step. Default: 'fp32'. */
+  gradients?: GradientStorage
+  signal?: AbortSignal
+}
+
+export interface BackwardOptions {
+  /** Factor of the loss, for accumulation over micro-batches. Default: 1. */
+  scale?: number
+  signal?: AbortSignal
+}
+
+export interface OptimizerOptions {
+  /** Learning rate, 0 or more; step() may override it. Default: 1e-4. */
+  lr?: number
+  /** Decay rates of the moments, each in [0, 1). Default: [0.9, 0.999]. */
+  betas?: readonly [number, number]
+  /** Added to the root of the second moment, above 0. Default: 1e-8. */
+  eps?: number
+  /** Decoupled weight decay, 0 or more. Default: 0. */
+  weightDecay?: number
+  /** What holds the trained weights. 'as-stored' keeps each matrix in its present form. Default: 'as-stored'. */
+  weights?: 'nvfp4' | 'nvfp4+residual' | 'bf16' | 'fp32' | 'as-stored'
+  /** What holds both moments. Default: 'nvfp4'. `state` is another name for it. */
+  moments?: 'nvfp4' | 'int8' | 'bf16' | 'fp32'
+  state?: 'nvfp4' | 'int8' | 'bf16' | 'fp32'
+  /** How backward() stores gradients for this optimizer; trainStep stores none. Default: 'fp32'. */
+  gradients?: GradientStorage
+  /** Rows updated at a time, 1 or more: less scratch when small. No effect on results. Default: 256. */
+  stepChunkRows?: number
+  /** Seed of stochastic rounding, 0 to 2^64 − 1. Default: 0. */
+  seed?: number | bigint
+  /** With 'nvfp4+residual': whether the forward pass uses the residual too. Default: true. */
+  residualInForward?: boolean
+  /** Which parameters train. Default: all. */
+  trainable?: (name: string) => boolean
+}
+
+export interface StepOptions {
+  /** Learning rate of this step. Default: the optimizer's. */
+  lr?: number
+  /** Scales gradients so that their global norm is at most this, above 0. Default: no clipping. */
+  maxGradNorm?: number
+  signal?: AbortSignal
+}
+
+export interface TrainBatch {
+  ids: TokenIds
+  /** One label a token; −100 has no loss. */
+  labels: TokenIds
+  attentionMask?: ForwardOptions['attentionMask']
+  /** As in LossOptions. Default: false. */
+  shifted?: boolean
+}
+
+export interface TrainStepOptions extends StepOptions {
+  recompute?: Recompute
+}
+
+export interface StepStats {
+  /** Number of updates made so far, this one included. */
+  step: number
+  lr: number
+  /** Global norm of the gradients before clipping. */
+  gradNorm: number
+  /** Root mean square of the Adam direction: about 0.2 to 1; growth means noise in the second moment. */
+  updateRms: number
+}
+
+export interface TrainStepStats extends StepStats {
+  /** Mean loss over counted labels, before the update. */
+  loss: number
+  /** Labels that counted. */
+  tokens: number
+}
+
+export interface GenerateOptions {
+  /** Most new tokens, 1 or more. Default: 256, or what the cache has room for. */
+  maxTokens?: number
+  /** 0 is greedy. Default: 0. */
+  temperature?: number
+  /** Keep the k likeliest, 0 is off. Default: 0. */
+  topK?: number
+  /** Keep the smallest set that reaches this probability, in (0, 1]; 1 is off. Default: 1. */
+  topP?: number
+  /** Drop tokens below minP times the largest probability, in [0, 1). Default: 0. */
+  minP?: number
+  /** Divides positive and multiplies negative logits of ids already seen, above 0; 1 is off. Default: 1. */
+  repetitionPenalty?: number
+  /** Seed of the draws, 0 to 2^64 − 1. Default: 0. */
+  seed?: number | bigint
+  /** Ids that end generation. Default: the configuration's eosTokenIds. */
+  stopTokens?: readonly number[]
+  /** How many likeliest tokens to report with each one, 0 or more. Default: 0. */
+  topLogprobs?: number
+  /** This many equal ids in a row is an error DEGENERATE_OUTPUT; 0 is off. Default: 64. */
+  maxRepeats?: number
+  /** The conversation so far; keeps prompt and answer for the next turn. Default: a temporary one. */
+  cache?: unknown
+  /** Ids before the prompt that the repetition penalty also sees, such as those already in the cache. Default: none. */
+  history?: Int32Array | readonly number[]
+  signal?: AbortSignal
+}
+
+export type FinishReason = 'max-tokens' | 'stop-token' | 'cache-full'
+
+export interface GeneratedToken {
+  id: number
+  /** Log-probability under the model, before penalty and temperature. */
+  logprob: number
+  /** Likeliest first, with `topLogprobs`. */
+  topLogprobs?: { id: number; logprob: number }[]
+  /** 0 for the first new token. */
+  index: number
+  /** Why generation ended; on the last token only. */
+  finishReason?: FinishReason
+}
+
+export interface LinearSteOptions extends DeviceOptions {
+  /** N, rows of a weight given as values. */
+  rows?: number
+  /** K, columns of the weight; a multiple of 16. */
+  cols?: number
+  /** Levels of the scales it is quantised with. Default: 'two-level'. */
+  scales?: 'two-level' | 'one-level'
+  /** How block scales are chosen. Default: 'amax'. */
+  scaleRule?: 'amax' | 'four-over-six'
+  signal?: AbortSignal
+}
+
+export interface MemoryOptions {
+  mode: 'inference' | 'training'
+  /** T, tokens a sequence, 1 or more. */
+  tokens: number
+  /** B, sequences at once, 1 or more. Default: 1. */
+  batch?: number
+  /** How matrices are kept. Default: 'nvfp4'. */
+  weights?: Storage
+  /** As in OptimizerOptions. Default: 'as-stored'. */
+  optimizerWeights?: OptimizerOptions['weights']
+  /** As in OptimizerOptions. Default: 'nvfp4'. */
+  moments?: OptimizerOptions['moments']
+  /** Stored gradients, when backward() and step() are used. Default: 'fp32'. */
+  gradients?: GradientStorage
+  /** Whether trainStep is used, which stores no gradients. Default: true. */
+  trainStep?: boolean
+  recompute?: Recompute
+  /** Positions in the key/value cache, 0 or more. Default: tokens in inference, 0 in training. */
+  cacheTokens?: number
+  cacheDtype?: CacheDtype
+  /** Threads of the CPU device. Default: all cores. */
+  threads?: number
+  stepChunkRows?: number
+}
+
+/** Bytes by kind. */
+export interface MemoryEstimate {
+  weights: number
+  scales: number
+  moments: number
+  gradients: number
+  activations: number
+  cache: number
+  scratch: number
+  total: number
+}
