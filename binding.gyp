@@ -11,7 +11,9 @@
     "cflags!": ["-fno-exceptions"],
     "cflags_cc!": ["-fno-exceptions", "-fno-rtti", "-std=gnu++17"],
     # No contraction: a*b+c rounds twice everywhere unless std::fma is written, so that CPU variants and CUDA agree bit for bit.
-    "cflags": ["-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-ffp-contract=off"],
+    "cflags": ["-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-ffp-contract=off",
+      # No result depends on errno or on floating-point exception flags; saying so lets loops with sqrt and selects vectorise.
+      "-fno-math-errno", "-fno-trapping-math"],
     "cflags_cc": ["-std=c++20", "-fexceptions"],
     "xcode_settings": {
       "GCC_ENABLE_CPP_EXCEPTIONS": "YES",

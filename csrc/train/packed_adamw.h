@@ -1,0 +1,123 @@
+// AdamW whose whole state is packed: see ops/adamw.h for one row and docs/numerics.md for why it converges.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/adamw.h"
+#include "train/gradient_store.h"
+
+namespace qn {
+
+struct AdamwOptions {
+  WeightMode weights = WeightMode::kNvfp4;      // of parameters stored in NVFP4; dense ones are updated in place
+  MomentFormat moments = MomentFormat::kNvfp4;  // of matrices with K % 16 == 0; everything else has f32 moments
+  bool residual_in_forward = true;              // kNvfp4Residual: whether the forward pass sees the residual
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+  double weight_decay = 0;
+  bool decay_vectors = true;  // false: norms are not decayed
+  uint64_t seed = 0;
+  int64_t step_chunk_rows = 1024;  // rows of a gradient that exist at once; changes memory, never results
+};
+
+struct StepStats {
+  int64_t step = 0;       // this step's number, from 1
+  double grad_norm = 0;   // over every gradient of the step, before clipping
+  double clip_scale = 1;  // what the gradients were multiplied with
+  double update_rms = 0;  // √mean u²; much above AdamW's own means that noise in v acts as a larger rate
+  double flipped = 0;     // fraction of NVFP4 weight codes that changed
+  int64_t elements = 0;   // elements that were updated
+};
+
+class PackedAdamW {
+ public:
+  // Allocates the state of every trainable parameter (kMoments). With kNvfp4Residual it gives parameters their
+  // residual, zero. `model` must outlive the optimizer and keep its storage.
+  PackedAdamW(Model& model, const AdamwOptions& options, const Cpu& cpu);
+  ~PackedAdamW();
+
+  const AdamwOptions& options() const { return options_; }
+  int64_t step_count() const { return step_; }
+  int64_t state_bytes() const;  // moments, masters and residuals
+  // What the constructor would allocate for one parameter, for plans.
+  static int64_t state_bytes(const Parameter& parameter, const AdamwOptions& options);
+  // Bytes of scratch that a step holds besides (one chunk of the widest matrix).
+  static int64_t scratch_bytes(Model& model, const AdamwOptions& options);
+
+  // One step on kept gradients (of parameters that have some), clipped to max_grad_norm (0: not) by their exact norm.
+  // Everything is checked before anything is touched: Error(kNonFiniteGradient) names the tensor, and cpu.cancel counts
+  // until then. Once begun, a step runs to its end. Does not zero the gradients.
+  StepStats step(const GradientStore& gradients, double lr, double max_grad_norm, const Cpu& cpu);
+
+  // One step whose gradients are never stored: hand it to backward(), then finish().
+  class FusedStep : public GradientSink {
+   public:
+    ~FusedStep() override;
+    // Produces step_chunk_rows rows at a time and updates them at once. Error(kNonFiniteGradient) names the tensor
+    // before these rows are touched; tensors and rows before them have then been updated.
+    void matrix(Parameter& parameter, const Produce& produce) override;
+    void vector(Parameter& parameter, const float* dw) override;
+    StepStats finish();
+
+   private:
+    friend class PackedAdamW;
+    FusedStep(PackedAdamW& optimizer, const Cpu& cpu) : optimizer_(optimizer), cpu_(cpu) {}
+    PackedAdamW& optimizer_;
+    Cpu cpu_;
+    bool finished_ = false;
+  };
+  // Clips by the norm of the PREVIOUS step's gradients (this step's is known only at its end); the first step is not
+  // clipped by a norm and relies on AdamW's own bound on u. The step number advances here: a step that is dropped
+  // without finish() (an error in backward) still counts, and its parameters that were not reached are as before.
+  // One at a time: Error(kBusy).
+  std::unique_ptr<FusedStep> begin_fused_step(double lr, double max_grad_norm, const Cpu& cpu);
+
+  // The whole state in one file, written beside `path` and renamed: resuming from it and the saved model continues bit
+  // for bit. load() refuses another model's names, shapes, storage or other weights/moments modes
+  // (Error(kStateMismatch) says what differs), a short file (kTruncated) and anything else (kIo); nothing changes then.
+  // It takes step, seed, betas, eps and decay from the file.
+  void save(const std::string& path, const Cpu& cpu) const;
+  void load(const std::string& path, const Cpu& cpu);
+
+ private:
+  struct Moment {
+    Buffer values, scales, rows;
+    MomentView view() const;
+  };
+  struct State {
+    MomentFormat format = MomentFormat::kFp32;
+    Moment m, v;
+    Buffer master;
+    double global_scale = 1;  // the parameter's before it is rounded to f32, so that small decays add up
+    int64_t updated_step = 0;
+    bool active = false;
+  };
+  struct Section;  // one range of the state file
+
+  State make_state(const Parameter& parameter);
+  void begin(double lr, double clip_scale, const Cpu& cpu);
+  void begin_parameter(Parameter& parameter);
+  void update_rows(Parameter& parameter, const float* g, int64_t row_begin, int64_t row_count, const Cpu& cpu);
+  void end_parameter(Parameter& parameter);
+  StepStats end();
+  std::vector<Section> sections() const;
+  std::string header() const;
+
+  Model& model_;
+  AdamwOptions options_;
+  std::vector<State> states_;  // by parameter id
+  int64_t step_ = 0;
+  double last_grad_norm_ = -1;  // of the last step, for late clipping; < 0: none yet
+
+  // Of the step in progress.
+  bool in_step_ = false, touched_ = false;
+  double lr_ = 0, clip_scale_ = 1;
+  AdamwArgs args_;  // of the parameter in progress
+  double gradient_squares_ = 0, update_squares_ = 0;
+  int64_t elements_ = 0, code_elements_ = 0, flipped_ = 0;
+  bool saturated_ = false;
+  Buffer gradient_rows_, row_results_, row_squares_;
+};
+
+}  // namespace qn
