@@ -31,6 +31,11 @@ export const errorCodes = {
   DAT_TOO_MANY_ENTRIES: 'A .dat file promises more entries than it can hold.',
   DAT_TRUNCATED: 'A .dat file ends before its last entry does.',
   DAT_UNKNOWN_TYPE: 'A .dat entry has an element type that is not known.',
+  // lib/chat
+  CHAT_TEMPLATE_FAILED: 'The chat template cannot be parsed, or failed on these messages.',
+  CHAT_TEMPLATE_MISSING: 'The tokenizer has no chat template.',
+  TOKENIZER_INVALID: 'A tokenizer file is broken, contradicts the other one or is of an unsupported kind.',
+  TRANSCRIPT_INVALID: 'A file or object is not a transcript of a conversation.',
   // lib/native.ts
   ADDON_LOAD_FAILED: 'The native addon could not be loaded; the message lists what was tried and what to do.',
 } as const
