@@ -1,0 +1,203 @@
+// The backward loops of attention. With p = exp(s · scale − lse), dp = dy · vᵀ and delta = Σ_d dy · y of each row:
+//   ds = p (dp − delta) scale,  dq = ds · k,  dk = dsᵀ · q,  dv = pᵀ · dy        (FlashAttention, Dao et al., 2022)
+// Scores are recomputed twice, once for dq by tiles of rows and once for dk and dv by tiles of keys: 7 products instead
+// of 5, but every output element is one sum in one task, in ascending order, whatever the number of threads.
+#include <cmath>
+#include <cstring>
+
+#include "ops/attention_task.h"
+
+namespace qn {
+
+namespace {
+
+struct BackwardScratch {
+  float *q, *dy, *dq, *p, *ds, *k, *k_transposed, *v, *v_transposed, *dk, *dv, *lse, *delta;
+
+  static constexpr int64_t kFloats =
+      3 * kRowTile * kMaxHeadDim + 2 * kRowTile * kKeyTile + 6 * kKeyTile * kMaxHeadDim + 2 * kRowTile;
+
+  explicit BackwardScratch(float* base)
+      : q(base),
+        dy(q + kRowTile * kMaxHeadDim),
+        dq(dy + kRowTile * kMaxHeadDim),
+        p(dq + kRowTile * kMaxHeadDim),
+        ds(p + kRowTile * kKeyTile),
+        k(ds + kRowTile * kKeyTile),
+        k_transposed(k + kKeyTile * kMaxHeadDim),
+        v(k_transposed + kKeyTile * kMaxHeadDim),
+        v_transposed(v + kKeyTile * kMaxHeadDim),
+        dk(v_transposed + kKeyTile * kMaxHeadDim),
+        dv(dk + kKeyTile * kMaxHeadDim),
+        lse(dv + kKeyTile * kMaxHeadDim),
+        delta(lse + kRowTile) {}
+};
+static_assert(BackwardScratch::kFloats * sizeof(float) <= kWorkerScratchBytes);
+
+// One sequence.
+struct BackwardTask {
+  const AttentionKernels& kernels;
+  const AttentionBackward& args;
+  KeyPages keys;
+  int64_t b;
+  float scale;
+
+  const float* sequence(const float* x) const { return x + b * args.shape.T * args.shape.Q * args.shape.D; }
+
+  // Queries, output gradients and row statistics. delta lies in dq[row, 0] since write_deltas.
+  void load_rows(const BackwardScratch& x, const QueryRows& rows) const {
+    const auto& [B, T, Q, KV, D] = args.shape;
+    pack_queries(x.q, sequence(args.q), rows, Q, D);
+    pack_queries(x.dy, sequence(args.dy), rows, Q, D);
+    for (int64_t r = 0; r < rows.count(); ++r) {
+      const int64_t index = b * T * Q + rows.index(r, Q);
+      // A row that saw no key has scores of −inf alone: with any finite lse its p is 0 and its gradient too.
+      x.lse[r] = args.lse[index] == -INFINITY ? 0.0f : args.lse[index];
+      x.delta[r] = args.dq[index * D];
+    }
+  }
+
+  void load_keys(const BackwardScratch& x, int64_t kv, int64_t begin, int64_t count) const {
+    const int64_t D = args.shape.D, stride = padded(D);
+    pack_keys(kernels, x.k, keys, keys.k, kv, begin, count, D);
+    pack_keys(kernels, x.v, keys, keys.v, kv, begin, count, D);
+    kernels.transpose(x.k_transposed, x.k, stride, padded(count), stride);
+    kernels.transpose(x.v_transposed, x.v, stride, padded(count), stride);
+  }
+
+  // p and ds of loaded rows and keys.
+  void score_gradients(const BackwardScratch& x, const QueryRows& rows, int64_t begin, int64_t count) const {
+    const int64_t D = args.shape.D;
+    TileProduct product = {.c = x.p,
+                           .a = x.q,
+                           .b = x.k_transposed,
+                           .b_dtype = DType::kF32,
+                           .c_stride = kKeyTile,
+                           .a_row = padded(D),
+                           .a_column = 1,
+                           .b_stride = kKeyTile,
+                           .rows = rows.count(),
+                           .columns = padded(count),
+                           .depth = D,
+                           .add = false};
+    kernels.product(product);
+    product.c = x.ds;
+    product.a = x.dy;
+    product.b = x.v_transposed;
+    kernels.product(product);
+    hide_keys(x.p, rows, keys, 0, begin, count);
+    for (int64_t r = 0; r < rows.count(); ++r) {
+      kernels.gradient(x.p + r * kKeyTile, x.ds + r * kKeyTile, padded(count), scale, x.lse[r], x.delta[r]);
+    }
+  }
+
+  void query_gradients(const BackwardScratch& x, const QueryRows& rows) const {
+    const auto& [B, T, Q, KV, D] = args.shape;
+    const int64_t stride = padded(D), end = rows.first_token + rows.tokens;
+    load_rows(x, rows);
+    for (int64_t s0 = 0; s0 < end; s0 += kKeyTile) {
+      const int64_t count = std::min(kKeyTile, end - s0);
+      load_keys(x, rows.kv, s0, count);
+      score_gradients(x, rows, s0, count);
+      kernels.product({.c = x.dq,
+                       .a = x.ds,
+                       .b = x.k,
+                       .b_dtype = DType::kF32,
+                       .c_stride = stride,
+                       .a_row = kKeyTile,
+                       .a_column = 1,
+                       .b_stride = stride,
+                       .rows = rows.count(),
+                       .columns = stride,
+                       .depth = count,
+                       .add = s0 > 0});
+    }
+    for (int64_t r = 0; r < rows.count(); ++r) {
+      std::memcpy(args.dq + (b * T * Q + rows.index(r, Q)) * D, x.dq + r * stride, sizeof(float) * D);
+    }
+  }
+
+  void key_gradients(const BackwardScratch& x, const QueryTiling& tiling, int64_t kv, int64_t begin) const {
+    const auto& [B, T, Q, KV, D] = args.shape;
+    const int64_t stride = padded(D), count = std::min(kKeyTile, T - begin);
+    load_keys(x, kv, begin, count);
+    std::memset(x.dk, 0, sizeof(float) * count * stride);
+    std::memset(x.dv, 0, sizeof(float) * count * stride);
+    for (int64_t tile = begin / tiling.tokens; tile < tiling.tiles; ++tile) {
+      for (int64_t chunk = 0; chunk < tiling.chunks; ++chunk) {
+        const QueryRows rows = tiling.rows(kv, chunk, tile);
+        load_rows(x, rows);
+        score_gradients(x, rows, begin, count);
+        TileProduct product = {.c = x.dv,
+                               .a = x.p,
+                               .b = x.dy,
+                               .b_dtype = DType::kF32,
+                               .c_stride = stride,
+                               .a_row = 1,
+                               .a_column = kKeyTile,
+                               .b_stride = stride,
+                               .rows = count,
+                               .columns = stride,
+                               .depth = rows.count(),
+                               .add = true};
+        kernels.product(product);
+        product.c = x.dk;
+        product.a = x.ds;
+        product.b = x.q;
+        kernels.product(product);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = ((b * T + begin + i) * KV + kv) * D;
+      std::memcpy(args.dk + at, x.dk + i * stride, sizeof(float) * D);
+      std::memcpy(args.dv + at, x.dv + i * stride, sizeof(float) * D);
+    }
+  }
+};
+
+// dq[row, 0] = Σ_d dy · y. Until the rows' own dq is written this spares a buffer of [B, T, Q].
+void write_deltas(const AttentionBackward& args, int64_t begin, int64_t end) {
+  const int64_t D = args.shape.D;
+  for (int64_t row = begin; row < end; ++row) {
+    double delta = 0.0;
+    for (int64_t d = 0; d < D; ++d) delta += double{args.dy[row * D + d]} * args.y[row * D + d];
+    args.dq[row * D] = static_cast<float>(delta);
+  }
+}
+
+}  // namespace
+
+void attention_backward_cpu(const AttentionBackward& args, const Cpu& cpu) {
+  check_attention_shape(args.shape);
+  const auto& [B, T, Q, KV, D] = args.shape;
+  if (B == 0 || T == 0) return;
+  const void *k = args.k, *v = args.v;
+  const QueryTiling tiling(T, Q, KV);
+  const auto task_of = [&](int64_t b) {
+    return BackwardTask{
+        attention_kernels(cpu.isa), args, {&k, &v, DType::kF32, B * T, D, KV * D, args.mask, b * T}, b, score_scale(D)};
+  };
+  cpu.pool.run(B * T * Q, 256, [&](int64_t begin, int64_t end, int) { write_deltas(args, begin, end); });
+
+  // First key tiles first: they are seen by the most queries.
+  const int64_t key_units = B * KV, key_tiles = (T + kKeyTile - 1) / kKeyTile;
+  cpu.pool.run(key_units * key_tiles, 1, [&](int64_t index, int64_t, int worker) {
+    cpu.check_cancelled();
+    const int64_t unit = index % key_units;
+    const BackwardScratch x(cpu.pool.scratch<float>(worker));
+    task_of(unit / KV).key_gradients(x, tiling, unit % KV, index / key_units * kKeyTile);
+  });
+
+  // After all of dk and dv: this overwrites the deltas. Last tiles first: they see the most keys.
+  const int64_t units = B * KV * tiling.chunks;
+  cpu.pool.run(units * tiling.tiles, 1, [&](int64_t index, int64_t, int worker) {
+    cpu.check_cancelled();
+    const int64_t unit = index % units;
+    const QueryRows rows =
+        tiling.rows(unit / tiling.chunks % KV, unit % tiling.chunks, tiling.tiles - 1 - index / units);
+    const BackwardScratch x(cpu.pool.scratch<float>(worker));
+    task_of(unit / (KV * tiling.chunks)).query_gradients(x, rows);
+  });
+}
+
+}  // namespace qn

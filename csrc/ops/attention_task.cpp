@@ -1,0 +1,65 @@
+#include "ops/attention_task.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace qn {
+
+const AttentionKernels& attention_kernels(Isa isa) { return attention_kernels_portable(); }
+
+void check_attention_shape(const AttentionShape& shape) {
+  const auto& [B, T, Q, KV, D] = shape;
+  if (B < 0 || T < 0 || KV < 1 || Q < KV || Q % KV != 0) {
+    fail(Code::kInvalidArgument, "Expected query heads in multiples of key heads but received Q %lld, KV %lld",
+         (long long)Q, (long long)KV);
+  }
+  if (D < 1 || D > kMaxHeadDim) {
+    fail(Code::kInvalidArgument, "Expected a head dim of 1 to %lld but received %lld", (long long)kMaxHeadDim,
+         (long long)D);
+  }
+}
+
+void pack_queries(float* to, const float* x, const QueryRows& rows, int64_t Q, int64_t D) {
+  const int64_t stride = padded(D);
+  for (int64_t r = 0; r < rows.count(); ++r) {
+    std::memcpy(to + r * stride, x + rows.index(r, Q) * D, sizeof(float) * D);
+    std::memset(to + r * stride + D, 0, sizeof(float) * (stride - D));
+  }
+}
+
+void pack_keys(const AttentionKernels& kernels, float* to, const KeyPages& keys, const void* const* pages, int64_t kv,
+               int64_t begin, int64_t count, int64_t D) {
+  const int64_t stride = padded(D);
+  for (int64_t i = 0; i < count; ++i) {
+    float* row = to + i * stride;
+    const int64_t s = begin + i;
+    if (keys.hidden(s)) {
+      std::memset(row, 0, sizeof(float) * stride);
+      continue;
+    }
+    const void* from = keys.at(pages, kv, s);
+    if (keys.dtype == DType::kF32) {
+      std::memcpy(row, from, sizeof(float) * D);
+    } else {
+      kernels.widen(row, from, keys.dtype, D);
+    }
+    std::memset(row + D, 0, sizeof(float) * (stride - D));
+  }
+  std::memset(to + count * stride, 0, sizeof(float) * (padded(count) - count) * stride);
+}
+
+void hide_keys(float* s, const QueryRows& rows, const KeyPages& keys, int64_t offset, int64_t begin, int64_t count) {
+  const int64_t columns = padded(count);
+  const bool any_hidden = keys.mask && std::memchr(keys.mask + keys.first + begin, 0, count) != nullptr;
+  for (int64_t r = 0; r < rows.count(); ++r) {
+    float* row = s + r * kKeyTile;
+    const int64_t visible = std::clamp<int64_t>(offset + rows.token(r) + 1 - begin, 0, count);
+    for (int64_t i = visible; i < columns; ++i) row[i] = -INFINITY;
+    if (!any_hidden) continue;
+    for (int64_t i = 0; i < visible; ++i) {
+      if (keys.hidden(begin + i)) row[i] = -INFINITY;
+    }
+  }
+}
+
+}  // namespace qn
