@@ -57,8 +57,8 @@ QN_HOST_DEVICE inline PhiloxWords random_words(uint64_t seed, int64_t quad, uint
                     parameter, step, seed);
 }
 
-// One word -> (0, 1) on 24 bits with the half offset, so that no probability below one is ever certain. The largest word
-// would round up to 1, hence the bound.
+// One word -> (0, 1) on 24 bits with the half offset, so that no probability below one is ever certain. The largest
+// word would round up to 1, hence the bound.
 QN_HOST_DEVICE inline float uniform(uint32_t word) {
   const float u = (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f;
   return u < 1.0f ? u : 0x1.fffffep-1f;

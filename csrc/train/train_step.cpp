@@ -1,0 +1,25 @@
+#include "train/train_step.h"
+
+#include <cmath>
+
+namespace qn {
+
+TrainStepResult train_step(Model& model, PackedAdamW& optimizer, const TrainStepArgs& args, const Cpu& cpu) {
+  TrainStepResult result;
+  const std::shared_ptr<Tape> tape = record_forward(model, args.input, cpu);
+  result.loss = tape_cross_entropy(*tape, args.labels, args.shifted, cpu);
+  if (result.loss.tokens == 0) {
+    fail(Code::kInvalidArgument, "Expected at least one label other than -100 in the batch but received none");
+  }
+  if (!std::isfinite(result.loss.mean)) {
+    fail(Code::kNonFiniteGradient, "the loss is %f: nothing was updated", result.loss.mean);
+  }
+  cpu.check_cancelled();
+  const Cpu uninterrupted{cpu.pool, cpu.isa};  // half a step would be neither the old weights nor the new
+  const auto step = optimizer.begin_fused_step(args.lr, args.max_grad_norm, uninterrupted);
+  backward(*tape, nullptr, 1.0f, *step, uninterrupted);
+  result.stats = step->finish();
+  return result;
+}
+
+}  // namespace qn
