@@ -13,7 +13,7 @@ namespace {
 bool block_is_finite(const float* x) {
   uint32_t largest = 0;
   for (int i = 0; i < kBlockSize; ++i) {
-    const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+    const uint32_t magnitude = __builtin_bit_cast(uint32_t, x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
   return largest < 0x7f800000u;
@@ -48,7 +48,7 @@ void quantize_nvfp4_rows(const QuantizeArgs& args, int64_t row_begin, int64_t ro
     const int64_t first_element = (args.random.first_row + row) * args.K;
     for (int64_t k = 0; k < args.K; k += kBlockSize) {
       const float* x = args.x + row * args.K + k;
-      if (!block_is_finite(x)) refuse_nonfinite_block(x, row, k);
+      if (!block_is_finite(x)) refuse_nonfinite_block(x, args.random.first_row + row, k);
       quantize_nvfp4_block(args.codes + (row * args.K + k) / 2, args.scales + (row * args.K + k) / kBlockSize, x,
                            args.global_scale, args.rounding, args.scale_rule, args.random, first_element + k);
     }

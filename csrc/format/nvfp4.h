@@ -6,10 +6,13 @@
 // Worked example: columns {0.5, -6, ...} under scale 1 are codes {0x1, 0xF}, so the first byte is 0xF1.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include "core/philox.h"
+
+// Always inlined, so that files compiled for a wider instruction set leave no copy behind that the linker could give to
+// the whole addon.
+#define QN_BLOCK_CODE QN_HOST_DEVICE __attribute__((always_inline))
 
 namespace qn {
 
@@ -20,20 +23,17 @@ constexpr float kE4M3Max = 448.0f;
 // --- E2M1: bit 3 sign, magnitudes 0 .5 1 1.5 2 3 4 6 ---------------------------------------------------------------
 
 // Decodes the low four bits.
-QN_HOST_DEVICE constexpr float e2m1_to_f32(uint32_t code) {
-  const uint32_t exponent = (code >> 1) & 3, mantissa = code & 1;
-  // exponent 0 is subnormal: 0 or 0.5; otherwise (1 + m/2) · 2^(exponent − 1)
-  const float magnitude = exponent == 0
-                              ? 0.5f * static_cast<float>(mantissa)
-                              : (1.0f + 0.5f * static_cast<float>(mantissa)) * static_cast<float>(1u << (exponent - 1));
-  return (code & 8) ? -magnitude : magnitude;
+QN_BLOCK_CODE constexpr float e2m1_to_f32(uint32_t code) {
+  // Twice the magnitudes 0 1 2 3 4 6 8 12 fit a nibble each.
+  const float magnitude = 0.5f * static_cast<float>((0xC8643210u >> (4 * (code & 7))) & 15);
+  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, magnitude) | (code & 8) << 28);
 }
 
 // The sign bit of a value as bit 3. A negative value that rounds to zero keeps it (code 8), as in ml_dtypes.
-QN_HOST_DEVICE constexpr uint32_t e2m1_sign(float value) { return (std::bit_cast<uint32_t>(value) >> 28) & 8u; }
+QN_BLOCK_CODE constexpr uint32_t e2m1_sign(float value) { return (__builtin_bit_cast(uint32_t, value) >> 28) & 8u; }
 
 // Nearest code, ties to the even code, saturating at ±6. A NaN becomes a zero: callers refuse NaN before.
-QN_HOST_DEVICE constexpr uint32_t f32_to_e2m1(float value) {
+QN_BLOCK_CODE constexpr uint32_t f32_to_e2m1(float value) {
   const float a = value < 0 ? -value : value;
   // How many of the midpoints .25 .75 1.25 1.75 2.5 3.5 5 lie below; a tie goes to the even neighbour, hence > or >= in
   // turn. A sum instead of a chain, so that compilers vectorise it.
@@ -46,7 +46,7 @@ QN_HOST_DEVICE constexpr uint32_t f32_to_e2m1(float value) {
 
 // The neighbour above in magnitude with probability (|value| − below) / (above − below), so that the expectation is the
 // value; saturates at ±6. u is uniform in (0, 1); a value on the grid stays whatever u is.
-QN_HOST_DEVICE constexpr uint32_t f32_to_e2m1_stochastic(float value, float u) {
+QN_BLOCK_CODE constexpr uint32_t f32_to_e2m1_stochastic(float value, float u) {
   const float a = value < 0 ? -value : value;
   if (!(a < kE2M1Max)) return e2m1_sign(value) | 7u;
   // The spacing of the codes at a (.5, 1, 2) and the code whose value is zero spacings: the rest is exact arithmetic.
@@ -58,7 +58,7 @@ QN_HOST_DEVICE constexpr uint32_t f32_to_e2m1_stochastic(float value, float u) {
   return e2m1_sign(value) | (base + below + up);
 }
 
-QN_HOST_DEVICE constexpr uint8_t pack_e2m1(uint32_t even, uint32_t odd) {
+QN_BLOCK_CODE constexpr uint8_t pack_e2m1(uint32_t even, uint32_t odd) {
   return static_cast<uint8_t>(even | (odd << 4));
 }
 
@@ -68,29 +68,30 @@ static_assert(f32_to_e2m1(0.25f) == 0 && f32_to_e2m1(0.75f) == 2 && f32_to_e2m1(
 
 // --- E4M3 (fn): bias 7, no infinities, 0x7F and 0xFF are the only NaNs, largest 448, smallest subnormal 2^-9 --------
 
-QN_HOST_DEVICE constexpr float e4m3_to_f32(uint8_t bits) {
+QN_BLOCK_CODE constexpr float e4m3_to_f32(uint8_t bits) {
   const uint32_t exponent = (bits >> 3) & 15u, mantissa = bits & 7u;
   float magnitude = 0;
   if (exponent == 15 && mantissa == 7) {
-    magnitude = std::bit_cast<float>(0x7fc00000u);
+    magnitude = __builtin_bit_cast(float, 0x7fc00000u);
   } else if (exponent == 0) {
     magnitude = static_cast<float>(mantissa) * 0x1p-9f;
   } else {
-    magnitude = std::bit_cast<float>(((exponent + 120) << 23) | (mantissa << 20));
+    magnitude = __builtin_bit_cast(float, ((exponent + 120) << 23) | (mantissa << 20));
   }
   return (bits & 0x80) ? -magnitude : magnitude;
 }
 
 // To nearest, ties to even, saturating at ±448 (infinities too); NaN stays NaN.
-QN_HOST_DEVICE constexpr uint8_t f32_to_e4m3(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value), sign = (bits >> 24) & 0x80u, magnitude = bits & 0x7fffffffu;
+QN_BLOCK_CODE constexpr uint8_t f32_to_e4m3(float value) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, value), sign = (bits >> 24) & 0x80u,
+                 magnitude = bits & 0x7fffffffu;
   uint32_t code = 0;
   if (magnitude > 0x7f800000u) {
     code = 0x7f;
   } else if (magnitude >= 0x43e00000u) {  // 448
     code = 0x7e;
   } else if (magnitude < 0x3c800000u) {  // 2^-6: subnormal, so let the adder round at 2^-9, the spacing of f32 at 2^14
-    code = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) - 0x46800000u;
+    code = __builtin_bit_cast(uint32_t, __builtin_bit_cast(float, magnitude) + 0x1p14f) - 0x46800000u;
   } else {
     code = ((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20) - (120u << 3);
   }
@@ -98,7 +99,7 @@ QN_HOST_DEVICE constexpr uint8_t f32_to_e4m3(float value) {
 }
 
 // The smallest E4M3 number >= value, for value >= 0; saturates at 448.
-QN_HOST_DEVICE constexpr uint8_t f32_to_e4m3_up(float value) {
+QN_BLOCK_CODE constexpr uint8_t f32_to_e4m3_up(float value) {
   const uint8_t nearest = f32_to_e4m3(value);
   return e4m3_to_f32(nearest) < value && nearest < 0x7e ? static_cast<uint8_t>(nearest + 1) : nearest;
 }
@@ -121,27 +122,31 @@ enum class ScaleRule : uint8_t {
 struct BlockCodes {
   uint32_t code[kBlockSize];
 };
-QN_HOST_DEVICE inline BlockCodes nvfp4_block_codes(const float* t, uint8_t scale) {
+QN_BLOCK_CODE inline BlockCodes nvfp4_block_codes(const float* t, uint8_t scale) {
   const float s = e4m3_to_f32(scale);
   BlockCodes out;
   for (int i = 0; i < kBlockSize; ++i) out.code[i] = s > 0 ? f32_to_e2m1(t[i] / s) : 0u;
   return out;
 }
 
-// Sum over the columns in order of (e2m1(code) · scale − t)², in f32.
-QN_HOST_DEVICE inline float nvfp4_block_error(const float* t, uint8_t scale) {
+// Sum over the columns of (e2m1(code) · scale − t)², f32 in a fixed tree: halves are added, 8 + 8, then 4 + 4, 2 + 2, 1
+// + 1.
+QN_BLOCK_CODE inline float nvfp4_block_error(const float* t, uint8_t scale) {
   const float s = e4m3_to_f32(scale);
   const BlockCodes codes = nvfp4_block_codes(t, scale);
-  float sum = 0;
+  float sum[kBlockSize];
   for (int i = 0; i < kBlockSize; ++i) {
     const float error = e2m1_to_f32(codes.code[i]) * s - t[i];
-    sum += error * error;
+    sum[i] = error * error;
   }
-  return sum;
+  for (int half = kBlockSize / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+  }
+  return sum[0];
 }
 
 // The E4M3 scale of a block with largest magnitude `amax`, both divided by the global scale. amax = 0 gives 0.
-QN_HOST_DEVICE inline uint8_t nvfp4_block_scale(const float* t, float amax, ScaleRule rule) {
+QN_BLOCK_CODE inline uint8_t nvfp4_block_scale(const float* t, float amax, ScaleRule rule) {
   if (rule == ScaleRule::kAmaxUp) {
     const uint8_t up = f32_to_e4m3_up(amax / 6.0f);
     // amax / 6 may have been rounded down; 6 · scale is exact.
@@ -164,9 +169,9 @@ struct RandomKey {
 
 // Quantises x f32[16], all finite, whose first element has index `element` (a multiple of 16; read when stochastic).
 // Shared by the CPU and CUDA, so that both give the same bytes.
-QN_HOST_DEVICE inline void quantize_nvfp4_block(uint8_t* codes, uint8_t* scale, const float* x, float global_scale,
-                                                Rounding rounding, ScaleRule rule, const RandomKey& random,
-                                                int64_t element) {
+QN_BLOCK_CODE inline void quantize_nvfp4_block(uint8_t* codes, uint8_t* scale, const float* x, float global_scale,
+                                               Rounding rounding, ScaleRule rule, const RandomKey& random,
+                                               int64_t element) {
   float t[kBlockSize], amax = 0;
   for (int i = 0; i < kBlockSize; ++i) {
     t[i] = x[i] / global_scale;

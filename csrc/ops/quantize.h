@@ -1,0 +1,37 @@
+// A tensor to NVFP4 and back on all threads (format/nvfp4.h defines the bytes; these add nothing to them).
+//
+//   quantize     x f32[N, K] → codes u8[N, K/2], scales e4m3[N, K/16]
+//   dequantize   codes, scales → out f32[N, K]
+//   amax         max |x| over f32[N, K]
+//
+// K % 16 == 0 for the first two. No argument may alias another. Every instruction set and any number of threads give
+// the bytes of quantize_nvfp4_rows(). No scratch.
+#pragma once
+
+#include "core/cpu.h"
+#include "format/nvfp4.h"
+
+namespace qn {
+
+// Error(kNonFiniteWeight) names a row and column of x that is infinite or NaN; codes and scales are then half written.
+void quantize_nvfp4_cpu(const QuantizeArgs& args, const Cpu& cpu);
+
+struct DequantizeArgs {
+  float* out;             // out f32[N, K]
+  const uint8_t* codes;   // in u8[N, K/2]
+  const uint8_t* scales;  // in e4m3[N, K/16]
+  int64_t N, K;
+  float global_scale;
+};
+void dequantize_nvfp4_cpu(const DequantizeArgs& args, const Cpu& cpu);
+
+// 0 when there is no element. Error(kNonFiniteWeight) names the first row and column that is infinite or NaN.
+float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu);
+
+#if defined(__x86_64__)
+// Nearest-even rounding only, any scale rule.
+void quantize_nvfp4_rows_avx512(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
+void dequantize_nvfp4_rows_avx512(const DequantizeArgs& args, int64_t row_begin, int64_t row_end);
+#endif
+
+}  // namespace qn
