@@ -129,7 +129,7 @@ QN_BLOCK_CODE inline BlockCodes nvfp4_block_codes(const float* t, uint8_t scale)
   return out;
 }
 
-// Sum over the columns of (e2m1(code) · scale − t)², f32 in a fixed tree: halves are added, 8 + 8, then 4 + 4, 2 + 2, 1
+// Sum over the columns of (e2m1(code) · scale − t)², f32 in a fixed tree: column i + 8 onto i, then i + 4, i + 2, i
 // + 1.
 QN_BLOCK_CODE inline float nvfp4_block_error(const float* t, uint8_t scale) {
   const float s = e4m3_to_f32(scale);
@@ -145,14 +145,18 @@ QN_BLOCK_CODE inline float nvfp4_block_error(const float* t, uint8_t scale) {
   return sum[0];
 }
 
-// The E4M3 scale of a block with largest magnitude `amax`, both divided by the global scale. amax = 0 gives 0.
+// The E4M3 scale of a block with largest magnitude `amax`, divided by the global scale. amax = 0 gives 0: the
+// block decodes to zeros, and sticky training grows such a scale like any other (amax > 6 · 0).
+QN_BLOCK_CODE constexpr uint8_t nvfp4_amax_scale(float amax) { return f32_to_e4m3(amax / kE2M1Max); }
+QN_BLOCK_CODE constexpr uint8_t nvfp4_amax_up_scale(float amax) {
+  const uint8_t up = f32_to_e4m3_up(amax / kE2M1Max);
+  // amax / 6 may have been rounded down; 6 · scale is exact.
+  return e4m3_to_f32(up) * kE2M1Max < amax && up < 0x7e ? static_cast<uint8_t>(up + 1) : up;
+}
+
 QN_BLOCK_CODE inline uint8_t nvfp4_block_scale(const float* t, float amax, ScaleRule rule) {
-  if (rule == ScaleRule::kAmaxUp) {
-    const uint8_t up = f32_to_e4m3_up(amax / 6.0f);
-    // amax / 6 may have been rounded down; 6 · scale is exact.
-    return e4m3_to_f32(up) * 6.0f < amax && up < 0x7e ? static_cast<uint8_t>(up + 1) : up;
-  }
-  const uint8_t six = f32_to_e4m3(amax / 6.0f);
+  if (rule == ScaleRule::kAmaxUp) return nvfp4_amax_up_scale(amax);
+  const uint8_t six = nvfp4_amax_scale(amax);
   if (rule == ScaleRule::kAmax) return six;
   const uint8_t four = f32_to_e4m3(amax / 4.0f);
   return nvfp4_block_error(t, four) < nvfp4_block_error(t, six) ? four : six;

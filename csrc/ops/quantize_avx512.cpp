@@ -51,10 +51,10 @@ struct Block {
 Block quantize_block(__m512 t, ScaleRule rule) {
   const float amax = _mm512_reduce_max_ps(_mm512_abs_ps(t));
   if (rule != ScaleRule::kFourOverSix) {
-    const uint8_t scale = nvfp4_block_scale(nullptr, amax, rule);
+    const uint8_t scale = rule == ScaleRule::kAmax ? nvfp4_amax_scale(amax) : nvfp4_amax_up_scale(amax);
     return {block_codes(t, scale), scale};
   }
-  const uint8_t six = f32_to_e4m3(amax / 6.0f), four = f32_to_e4m3(amax / 4.0f);
+  const uint8_t six = nvfp4_amax_scale(amax), four = f32_to_e4m3(amax / 4.0f);
   const __m512i six_codes = block_codes(t, six), four_codes = block_codes(t, four);
   return block_error(t, four_codes, four) < block_error(t, six_codes, six) ? Block{four_codes, four}
                                                                            : Block{six_codes, six};
