@@ -1,0 +1,92 @@
+/** Element types by name; `.dat` ids and safetensors tags map onto these. */
+export type DTypeName =
+  | 'uint8'
+  | 'int8'
+  | 'int16'
+  | 'uint16'
+  | 'int32'
+  | 'uint32'
+  | 'int64'
+  | 'uint64'
+  | 'float16'
+  | 'bfloat16'
+  | 'float32'
+  | 'float64'
+  | 'complex32'
+  | 'complex64'
+  | 'complex128'
+  | 'bool'
+  | 'qint8'
+  | 'quint8'
+  | 'qint32'
+  | 'float4_e2m1fn_x2'
+  | 'float8_e4m3fn'
+  | 'float8_e5m2'
+  | 'float8_e8m0fnu'
+
+/** One tensor of a file: where its payload lies and what it is. The same for `.dat` and safetensors. */
+export interface TensorEntry {
+  key: string
+  dtype: DTypeName
+  /** Outermost first; empty for a scalar. Packed axes count bytes. */
+  shape: number[]
+  /** First byte of the payload, from the start of the file. */
+  offset: number
+  /** Bytes of the payload. */
+  bytes: number
+}
+
+export interface DatEntry extends TensorEntry {
+  /** The id in the file: 0-15, 100 or 101. */
+  elementType: number
+}
+
+/** A payload as a typed array; int64 as BigInt64Array, half-width floats as raw bits, complex numbers interleaved. */
+export type TensorData =
+  | Uint8Array
+  | Int8Array
+  | Int16Array
+  | Uint16Array
+  | Int32Array
+  | Uint32Array
+  | BigInt64Array
+  | BigUint64Array
+  | Float32Array
+  | Float64Array
+
+export interface DatTensor {
+  elementType: number
+  shape: number[]
+  data: ArrayBufferView
+}
+
+export interface Progress {
+  doneBytes: number
+  totalBytes: number
+}
+
+export interface LongOperationOptions {
+  /** Ends the operation with code ABORTED; nothing half-written stays. */
+  signal?: AbortSignal
+  /** Called now and then with bytes done so far; `doneBytes` never decreases. */
+  onProgress?: (progress: Progress) => void
+}
+
+/** Anything that can be read by position. `read` may return fewer bytes than asked, and 0 at the end. */
+export interface ByteSource {
+  /** Names the source in errors. */
+  readonly name: string
+  /** Total bytes. */
+  readonly size: number
+  read(target: Uint8Array, position: number): Promise<number>
+  close(): Promise<void>
+}
+
+/** What readers open: a path (closed by the reader), an open FileHandle, a source or bytes (closed by their owner). */
+export type ByteSourceInput = string | URL | Uint8Array | ByteSource | FileHandleLike
+
+/** The part of `fs.promises.FileHandle` that is used. */
+export interface FileHandleLike {
+  stat(): Promise<{ size: number }>
+  read(buffer: Uint8Array, offset: number, length: number, position: number): Promise<{ bytesRead: number }>
+}
