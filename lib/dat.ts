@@ -3,6 +3,12 @@ export { Qwen3Nvfp4Error } from './errors'
 export { DatReader, type DatOpenOptions, type DatSummary } from './format/dat-reader'
 export { DatWriter, type DatPayload, type DatWriterOptions } from './format/dat-writer'
 export { readDat, rewriteDat, writeDat, type DatReplacement, type DatReplacements } from './format/dat'
+export {
+  SafetensorsReader,
+  writeSafetensors,
+  type SafetensorsTensor,
+  type SafetensorsWriteOptions,
+} from './format/safetensors'
 export { elementTypes, type ElementType } from './format/element-types'
 export type { StreamOptions } from './format/tensor-reader'
 export type {

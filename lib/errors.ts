@@ -26,11 +26,34 @@ export const errorCodes = {
   DAT_BAD_SHAPE: 'A .dat entry has a shape that is impossible or not what the model needs.',
   DAT_BAD_VARINT: 'A .dat length or dimension is not a valid LEB128 number.',
   DAT_DUPLICATE_KEY: 'A .dat file has the same key twice.',
+  DAT_ENTRY_COUNT: 'A .dat writer got another number of entries than it was told.',
+  DAT_ENTRY_TOO_LARGE: 'A payload is larger than one array holds; stream it.',
+  DAT_NO_SUCH_KEY: 'A .dat file has no entry of that key.',
   DAT_OPTIMIZER_STATE: 'The file is an optimizer state of TorchSharp, not a state dictionary.',
+  DAT_PAYLOAD_SIZE: 'A .dat writer got a payload that is longer or shorter than its shape.',
   DAT_OVERSIZED: 'A .dat file goes on after its last entry.',
   DAT_TOO_MANY_ENTRIES: 'A .dat file promises more entries than it can hold.',
   DAT_TRUNCATED: 'A .dat file ends before its last entry does.',
   DAT_UNKNOWN_TYPE: 'A .dat entry has an element type that is not known.',
+  SAFETENSORS_BAD_HEADER: 'The header of a safetensors file is too long, or not the JSON object it must be.',
+  SAFETENSORS_BAD_OFFSETS: 'Payloads of a safetensors file overlap, leave holes or contradict their shapes.',
+  SAFETENSORS_BAD_SHAPE: 'A safetensors entry has an impossible shape.',
+  SAFETENSORS_DUPLICATE_KEY: 'The header of a safetensors file has the same name twice.',
+  SAFETENSORS_ENTRY_TOO_LARGE: 'A payload is larger than one array holds; stream it.',
+  SAFETENSORS_NO_SUCH_KEY: 'A safetensors file has no tensor of that name.',
+  SAFETENSORS_TRUNCATED: 'A safetensors file ends before its header or last payload does.',
+  SAFETENSORS_UNKNOWN_TYPE: 'A safetensors entry has a dtype that is not known.',
+  // lib/model
+  CONFIG_INVALID: 'A config.json is not JSON, or a field of it is missing, of the wrong kind or contradictory.',
+  CONFIG_NOT_FOUND: 'No config.json was found for a checkpoint; the message lists where it was looked for.',
+  CONFIG_UNSUPPORTED: 'A config.json describes a model that is not a dense Qwen3; the message names the field.',
+  CHECKPOINT_BAD_SCALE: 'An NVFP4 tensor of a checkpoint has a global scale that is not a positive number.',
+  CHECKPOINT_MISSING_TENSORS: 'A checkpoint lacks tensors that its configuration needs; the message lists them.',
+  CHECKPOINT_NOT_FOUND: 'A path is neither a .dat file nor a Hugging Face directory with safetensors files.',
+  CHECKPOINT_SHAPE_MISMATCH: 'A tensor of a checkpoint has another shape than its configuration says.',
+  CHECKPOINT_UNEXPECTED_TENSORS: 'A checkpoint has tensors that the model does not use; strict: false keeps them.',
+  CHECKPOINT_UNSUPPORTED_TYPE: 'A tensor of a checkpoint has an element type that a weight cannot have.',
+  SAVE_LAYOUT_MISMATCH: 'The parameters do not fit the layout that was asked for; the message says which and why.',
   // lib/chat
   CHAT_TEMPLATE_FAILED: 'The chat template cannot be parsed, or failed on these messages.',
   CHAT_TEMPLATE_MISSING: 'The tokenizer has no chat template.',
@@ -99,11 +122,9 @@ export function ioError(doing: string, file: string, cause: unknown): Qwen3Nvfp4
   })
 }
 
-/** Throws code ABORTED, with the signal's reason as `cause`, once `signal` is aborted. */
+/** Throws the signal's reason once it is aborted. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) {
-    throw new Qwen3Nvfp4Error('ABORTED', 'the operation was aborted', { cause: signal.reason })
-  }
+  signal?.throwIfAborted()
 }
 
 /** An error thrown by the addon as ours, with the stack of the caller; anything else unchanged. */

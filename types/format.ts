@@ -66,7 +66,7 @@ export interface Progress {
 }
 
 export interface LongOperationOptions {
-  /** Ends the operation with code ABORTED; nothing half-written stays. */
+  /** Ends the operation: it rejects with the signal's reason and nothing half-written stays. */
   signal?: AbortSignal
   /** Called now and then with bytes done so far; `doneBytes` never decreases. */
   onProgress?: (progress: Progress) => void

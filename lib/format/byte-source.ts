@@ -1,25 +1,17 @@
 import { open, type FileHandle } from 'node:fs/promises'
-import { fileURLToPath } from 'node:url'
 import type { ByteSource, ByteSourceInput, FileHandleLike } from '../../types/format'
-import { wrongType } from '../check'
+import { checkPath, wrongType } from '../check'
 import { ioError, Qwen3Nvfp4Error } from '../errors'
 
 /** Bytes per system call: under the 2 GiB that one read can take, and short enough to notice an abort. */
 export const readChunkBytes = 4 << 20
 
 export async function openByteSource(input: ByteSourceInput, name = 'source'): Promise<ByteSource> {
-  if (typeof input === 'string' || input instanceof URL) return openFile(checkPath(input, name))
+  if (typeof input === 'string' || 'href' in Object(input)) return openFile(checkPath(name, input))
   if (ArrayBuffer.isView(input)) return bytesSource(input as Uint8Array)
   if (isFileHandle(input)) return handleSource(input, (await input.stat()).size)
   if (isByteSource(input)) return { name: input.name, size: input.size, read: input.read.bind(input), close: doNothing }
   throw wrongType('a path, FileHandle, Uint8Array or ByteSource', name, input)
-}
-
-/** A path as a string; file: URLs are accepted wherever paths are. */
-export function checkPath(path: unknown, name = 'path'): string {
-  if (path instanceof URL) return fileURLToPath(path)
-  if (typeof path !== 'string' || path === '') throw wrongType('a path', name, path)
-  return path
 }
 
 /** Fills `target` from `position`; short input is `onShort(bytes that were there)`'s error. */

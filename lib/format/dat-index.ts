@@ -1,5 +1,5 @@
 import type { ByteSource, DatEntry } from '../../types/format'
-import { Qwen3Nvfp4Error, throwIfAborted, type ErrorDetails } from '../errors'
+import { Qwen3Nvfp4Error, throwIfAborted, type ErrorDetails, type ErrorCode } from '../errors'
 import { readFully } from './byte-source'
 import { findElementType, payloadBytes } from './element-types'
 import { decodeVarint, maxVarintBytes } from './leb128'
@@ -75,7 +75,7 @@ export async function readDatIndex(source: ByteSource, options: IndexOptions = {
 }
 
 /** An error of the format, naming file, entry and byte. */
-export function datError(code: string, file: string, message: string, details: ErrorDetails = {}): Qwen3Nvfp4Error {
+export function datError(code: ErrorCode, file: string, message: string, details: ErrorDetails = {}): Qwen3Nvfp4Error {
   const key = details.key === undefined ? '' : ` entry ${JSON.stringify(details.key)}`
   const at = details.offset === undefined ? '' : ` at byte ${details.offset}`
   const where = key + at

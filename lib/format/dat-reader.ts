@@ -29,7 +29,7 @@ export interface DatSummary {
  */
 export class DatReader extends TensorReader<DatEntry> {
   private constructor(source: ByteSource, entries: readonly DatEntry[]) {
-    const codes = { truncated: 'DAT_TRUNCATED', noSuchKey: 'DAT_NO_SUCH_KEY', tooLarge: 'DAT_ENTRY_TOO_LARGE' }
+    const codes = { truncated: 'DAT_TRUNCATED', noSuchKey: 'DAT_NO_SUCH_KEY', tooLarge: 'DAT_ENTRY_TOO_LARGE' } as const
     super(source, entries, codes)
   }
 

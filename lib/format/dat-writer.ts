@@ -1,8 +1,17 @@
+import { types } from 'node:util'
 import type { DTypeName, LongOperationOptions } from '../../types/format'
-import { checkInteger, checkOptions, checkShape, checkSignal, checkString, wrongType, wrongValue } from '../check'
+import {
+  checkInteger,
+  checkOptions,
+  checkPath,
+  checkShape,
+  checkSignal,
+  checkString,
+  wrongType,
+  wrongValue,
+} from '../check'
 import { Qwen3Nvfp4Error, throwIfAborted } from '../errors'
 import { AtomicFile } from './atomic-file'
-import { checkPath } from './byte-source'
 import { datError, maxDims, maxKeyBytes } from './dat-index'
 import { findElementType, payloadBytes, type ElementType } from './element-types'
 import { encodeVarint } from './leb128'
@@ -13,7 +22,7 @@ export type DatPayload = ArrayBufferView | AsyncIterable<Uint8Array> | Iterable<
 export interface DatWriterOptions {
   /** How many entries will be written: the number stands first in the file. */
   entries: number
-  /** Ends the writer with code ABORTED at the next write; nothing stays. */
+  /** Ends the writer at its next chunk: the call rejects with the signal's reason, and nothing stays. */
   signal?: AbortSignal
 }
 
@@ -42,7 +51,7 @@ export class DatWriter implements AsyncDisposable {
   }
 
   static async create(path: string | URL, options: DatWriterOptions): Promise<DatWriter> {
-    const name = checkPath(path)
+    const name = checkPath('path', path)
     const { entries, signal } = checkOptions(options)
     checkInteger('entries', entries, 0)
     checkSignal(signal)
@@ -111,7 +120,7 @@ export class DatWriter implements AsyncDisposable {
   ): Promise<void> {
     let done = 0
     for await (const chunk of chunks) {
-      if (!(chunk instanceof Uint8Array)) throw wrongType('Uint8Array chunks', 'payload', chunk)
+      if (!types.isUint8Array(chunk)) throw wrongType('Uint8Array chunks', 'payload', chunk)
       done += chunk.length
       if (done > bytes) break
       throwIfAborted(this.#signal)

@@ -1,7 +1,7 @@
 import { constants } from 'node:buffer'
 import type { ByteSource, LongOperationOptions, TensorData, TensorEntry } from '../../types/format'
 import { checkFunction, checkInteger, checkOptions, checkSignal } from '../check'
-import { Qwen3Nvfp4Error, throwIfAborted } from '../errors'
+import { Qwen3Nvfp4Error, throwIfAborted, type ErrorCode } from '../errors'
 import { readFully } from './byte-source'
 import { typedArrayOf } from './element-types'
 
@@ -12,9 +12,9 @@ export interface StreamOptions extends LongOperationOptions {
 
 /** The codes that a reader of one format throws. */
 export interface ReaderCodes {
-  truncated: string
-  noSuchKey: string
-  tooLarge: string
+  truncated: ErrorCode
+  noSuchKey: ErrorCode
+  tooLarge: ErrorCode
 }
 
 /** An open file of named tensors: its index is in memory, payloads are read on request. */
@@ -115,7 +115,7 @@ export class TensorReader<Entry extends TensorEntry> implements AsyncDisposable 
     if (this.#closed) throw new Qwen3Nvfp4Error('DISPOSED', `the reader of ${this.file} is closed`, { file: this.file })
   }
 
-  #error(code: string, message: string, key: string, offset?: number): Qwen3Nvfp4Error {
+  #error(code: ErrorCode, message: string, key: string, offset?: number): Qwen3Nvfp4Error {
     return new Qwen3Nvfp4Error(code, `${this.file} ${message}`, { file: this.file, key, offset })
   }
 }

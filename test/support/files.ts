@@ -1,0 +1,33 @@
+/** Folders that vanish after the test file, and the shared data that a fresh clone does not have. */
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+
+const folders: string[] = []
+
+afterAll(() => {
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true })
+})
+
+export function temporaryFolder(): string {
+  const folder = mkdtempSync(join(tmpdir(), 'qn-test-'))
+  folders.push(folder)
+  return folder
+}
+
+/** Names in a folder; what a failed writer left behind would show here. */
+export const listFolder = (folder: string): string[] => readdirSync(folder).sort()
+
+const shared = resolve(__dirname, '../../../shared')
+
+export const sharedPath = (...parts: string[]): string => join(shared, 'data', ...parts)
+
+/** `describe` where ../shared has `parts`, else a skip that says why. */
+export function describeWithShared(name: string, parts: string[], body: () => void): void {
+  if (existsSync(sharedPath(...parts))) {
+    describe(name, body)
+    return
+  }
+  console.log(`skipped: ${name} (no ../shared/data/${parts.join('/')})`)
+  describe.skip(name, body)
+}
