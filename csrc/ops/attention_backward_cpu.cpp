@@ -68,22 +68,17 @@ struct BackwardTask {
   // p and ds of loaded rows and keys.
   void score_gradients(const BackwardScratch& x, const QueryRows& rows, int64_t begin, int64_t count) const {
     const int64_t D = args.shape.D;
-    TileProduct product = {.c = x.p,
-                           .a = x.q,
-                           .b = x.k_transposed,
-                           .b_dtype = DType::kF32,
-                           .c_stride = kKeyTile,
-                           .a_row = padded(D),
-                           .a_column = 1,
-                           .b_stride = kKeyTile,
+    TileProduct product = {.c = {x.p, kKeyTile},
+                           .a = {x.q, padded(D), 1},
+                           .b = {x.k_transposed, kKeyTile},
                            .rows = rows.count(),
                            .columns = padded(count),
                            .depth = D,
                            .add = false};
     kernels.product(product);
-    product.c = x.ds;
-    product.a = x.dy;
-    product.b = x.v_transposed;
+    product.c.data = x.ds;
+    product.a.data = x.dy;
+    product.b.data = x.v_transposed;
     kernels.product(product);
     hide_keys(x.p, rows, keys, 0, begin, count);
     for (int64_t r = 0; r < rows.count(); ++r) {
@@ -99,14 +94,9 @@ struct BackwardTask {
       const int64_t count = std::min(kKeyTile, end - s0);
       load_keys(x, rows.kv, s0, count);
       score_gradients(x, rows, s0, count);
-      kernels.product({.c = x.dq,
-                       .a = x.ds,
-                       .b = x.k,
-                       .b_dtype = DType::kF32,
-                       .c_stride = stride,
-                       .a_row = kKeyTile,
-                       .a_column = 1,
-                       .b_stride = stride,
+      kernels.product({.c = {x.dq, stride},
+                       .a = {x.ds, kKeyTile, 1},
+                       .b = {x.k, stride},
                        .rows = rows.count(),
                        .columns = stride,
                        .depth = count,
@@ -128,22 +118,17 @@ struct BackwardTask {
         const QueryRows rows = tiling.rows(kv, chunk, tile);
         load_rows(x, rows);
         score_gradients(x, rows, begin, count);
-        TileProduct product = {.c = x.dv,
-                               .a = x.p,
-                               .b = x.dy,
-                               .b_dtype = DType::kF32,
-                               .c_stride = stride,
-                               .a_row = 1,
-                               .a_column = kKeyTile,
-                               .b_stride = stride,
+        TileProduct product = {.c = {x.dv, stride},
+                               .a = {x.p, 1, kKeyTile},
+                               .b = {x.dy, stride},
                                .rows = count,
                                .columns = stride,
                                .depth = rows.count(),
                                .add = true};
         kernels.product(product);
-        product.c = x.dk;
-        product.a = x.ds;
-        product.b = x.q;
+        product.c.data = x.dk;
+        product.a.data = x.ds;
+        product.b.data = x.q;
         kernels.product(product);
       }
     }

@@ -15,6 +15,9 @@ namespace {
 // KiB, some 20 µs of reading: far more than handing out a task.
 constexpr int64_t kSplitKeys = 512;
 
+// Rows up to which a task does not pack its keys.
+constexpr int64_t kDirectRows = 8;
+
 // Scratch of one task, in floats: what stays of kWorkerScratchBytes holds the partial results of splits.
 struct ForwardScratch {
   float *q, *o, *s, *keys, *transposed, *max, *sum;
@@ -40,40 +43,50 @@ struct ForwardTask {
   int64_t offset, D;
   float scale;
 
-  // Scores of keys [begin, begin + count) from packed keys.
+  // Few rows leave a key tile too little work to pay for packing it: they read the cache as it lies.
+  bool direct() const { return kernels.dot && rows.count() <= kDirectRows && D % kLane == 0 && !keys.mask; }
+
+  // s = q · kᵀ over keys [begin, begin + count).
   void scores(const ForwardScratch& x, int64_t begin, int64_t count) const {
     const int64_t stride = padded(D);
+    if (direct()) {
+      keys.each_run(keys.k, rows.kv, begin, count, [&](const void* k, int64_t at, int64_t run) {
+        kernels.dot({x.s + at, x.q, k, keys.dtype, stride, keys.token_stride, rows.count(), run, D});
+      });
+      return;
+    }
     pack_keys(kernels, x.keys, keys, keys.k, rows.kv, begin, count, D);
     kernels.transpose(x.transposed, x.keys, stride, padded(count), stride);
-    kernels.product({.c = x.s,
-                     .a = x.q,
-                     .b = x.transposed,
-                     .b_dtype = DType::kF32,
-                     .c_stride = kKeyTile,
-                     .a_row = stride,
-                     .a_column = 1,
-                     .b_stride = kKeyTile,
+    kernels.product({.c = {x.s, kKeyTile},
+                     .a = {x.q, stride, 1},
+                     .b = {x.transposed, kKeyTile},
                      .rows = rows.count(),
                      .columns = padded(count),
                      .depth = D,
                      .add = false});
   }
 
+  // o += p · v over keys [begin, begin + count).
   void add_values(const ForwardScratch& x, int64_t begin, int64_t count) const {
     const int64_t stride = padded(D);
-    pack_keys(kernels, x.keys, keys, keys.v, rows.kv, begin, count, D);
-    kernels.product({.c = x.o,
-                     .a = x.s,
-                     .b = x.keys,
-                     .b_dtype = DType::kF32,
-                     .c_stride = stride,
-                     .a_row = kKeyTile,
-                     .a_column = 1,
-                     .b_stride = stride,
-                     .rows = rows.count(),
-                     .columns = stride,
-                     .depth = count,
-                     .add = true});
+    TileProduct product = {.c = {x.o, stride},
+                           .a = {x.s, kKeyTile, 1},
+                           .b = {x.keys, stride},
+                           .rows = rows.count(),
+                           .columns = stride,
+                           .depth = count,
+                           .add = true};
+    if (!direct()) {
+      pack_keys(kernels, x.keys, keys, keys.v, rows.kv, begin, count, D);
+      kernels.product(product);
+      return;
+    }
+    keys.each_run(keys.v, rows.kv, begin, count, [&](const void* v, int64_t at, int64_t run) {
+      product.a.data = x.s + at;
+      product.b = {v, keys.token_stride, keys.dtype};
+      product.depth = run;
+      kernels.product(product);
+    });
   }
 
   // o = Σ exp((s − max) scale) v and sum = Σ exp((s − max) scale) over keys [begin, end), not yet divided.

@@ -30,21 +30,23 @@ void pack_queries(float* to, const float* x, const QueryRows& rows, int64_t Q, i
 void pack_keys(const AttentionKernels& kernels, float* to, const KeyPages& keys, const void* const* pages, int64_t kv,
                int64_t begin, int64_t count, int64_t D) {
   const int64_t stride = padded(D);
-  for (int64_t i = 0; i < count; ++i) {
-    float* row = to + i * stride;
-    const int64_t s = begin + i;
-    if (keys.hidden(s)) {
-      std::memset(row, 0, sizeof(float) * stride);
-      continue;
+  keys.each_run(pages, kv, begin, count, [&](const void* from, int64_t at, int64_t run) {
+    const int64_t bytes = keys.token_stride * dtype_bytes(keys.dtype);
+    for (int64_t i = 0; i < run; ++i) {
+      float* row = to + (at + i) * stride;
+      if (keys.hidden(begin + at + i)) {
+        std::memset(row, 0, sizeof(float) * stride);
+        continue;
+      }
+      const void* token = static_cast<const char*>(from) + i * bytes;
+      if (keys.dtype == DType::kF32) {
+        std::memcpy(row, token, sizeof(float) * D);
+      } else {
+        kernels.widen(row, token, keys.dtype, D);
+      }
+      std::memset(row + D, 0, sizeof(float) * (stride - D));
     }
-    const void* from = keys.at(pages, kv, s);
-    if (keys.dtype == DType::kF32) {
-      std::memcpy(row, from, sizeof(float) * D);
-    } else {
-      kernels.widen(row, from, keys.dtype, D);
-    }
-    std::memset(row + D, 0, sizeof(float) * (stride - D));
-  }
+  });
   std::memset(to + count * stride, 0, sizeof(float) * (padded(count) - count) * stride);
 }
 

@@ -30,12 +30,17 @@ struct KeyPages {
   const uint8_t* mask = nullptr;  // u8[positions] of all pages, or null
   int64_t first = 0;
 
-  // Positions from `s` that follow each other in memory.
-  int64_t run(int64_t s) const { return page_tokens - (first + s) % page_tokens; }
-  const void* at(const void* const* pages, int64_t head, int64_t s) const {
-    const int64_t position = first + s;
-    const int64_t element = head * head_stride + position % page_tokens * token_stride;
-    return static_cast<const char*>(pages[position / page_tokens]) + element * dtype_bytes(dtype);
+  // Calls use(pointer, index, run) for each part of positions [begin, begin + count) that lies on one page: `run` rows
+  // token_stride apart, the first of which is position begin + index.
+  template <typename Use>
+  void each_run(const void* const* pages, int64_t head, int64_t begin, int64_t count, Use&& use) const {
+    for (int64_t i = 0; i < count;) {
+      const int64_t page = (first + begin + i) / page_tokens, at = (first + begin + i) % page_tokens;
+      const int64_t run = std::min(count - i, page_tokens - at);
+      const int64_t element = head * head_stride + at * token_stride;
+      use(static_cast<const char*>(pages[page]) + element * dtype_bytes(dtype), i, run);
+      i += run;
+    }
   }
   bool hidden(int64_t s) const { return mask && !mask[first + s]; }
 };

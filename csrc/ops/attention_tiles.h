@@ -15,19 +15,27 @@ constexpr int64_t kKeyTile = 64;   // keys of a tile
 constexpr int64_t kRowTile = 128;  // rows (query, head) of a tile; the heads of a group share its keys
 constexpr int64_t kLane = 16;
 
-// c[rows, columns] = or += a · b, with a(r, i) = a[r * a_row + i * a_column] and b [depth, columns].
+// c[rows, columns] = or += a · b, with a(r, i) = a.data[r · a.row + i · a.column] and b [depth, columns].
 // columns % kLane == 0. Each element is one f32 sum in ascending order of depth.
 struct TileProduct {
-  float* c;
-  const float* a;
-  const void* b;
-  DType b_dtype;  // kF32; kernels with `dot` also take kF16 and kBF16
-  int64_t c_stride, a_row, a_column, b_stride;
+  struct {
+    float* data;
+    int64_t stride;
+  } c;
+  struct {
+    const float* data;
+    int64_t row, column;
+  } a;
+  struct {
+    const void* data;
+    int64_t stride;
+    DType dtype = DType::kF32;  // kernels with `dot` also take kF16 and kBF16
+  } b;
   int64_t rows, columns, depth;
   bool add;
 };
 
-// s[rows, kKeyTile] = q · kᵀ straight from the cache. D % kLane == 0; up to 3 columns after `keys` are overwritten.
+// s[rows, keys] of row stride kKeyTile = q · kᵀ straight from the cache. D % kLane == 0.
 struct TileDot {
   float* s;
   const float* q;

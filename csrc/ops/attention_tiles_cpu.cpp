@@ -9,13 +9,13 @@ namespace qn {
 namespace {
 
 void product(const TileProduct& args) {
-  const auto* b = static_cast<const float*>(args.b);
+  const auto* b = static_cast<const float*>(args.b.data);
   for (int64_t r = 0; r < args.rows; ++r) {
-    float* c = args.c + r * args.c_stride;
+    float* c = args.c.data + r * args.c.stride;
     if (!args.add) std::memset(c, 0, sizeof(float) * args.columns);
     for (int64_t i = 0; i < args.depth; ++i) {
-      const float a = args.a[r * args.a_row + i * args.a_column];
-      const float* from = b + i * args.b_stride;
+      const float a = args.a.data[r * args.a.row + i * args.a.column];
+      const float* from = b + i * args.b.stride;
       for (int64_t j = 0; j < args.columns; ++j) c[j] += a * from[j];
     }
   }
