@@ -33,7 +33,10 @@ struct PhiloxWords {
   uint32_t w[4];
 };
 
-QN_HOST_DEVICE inline PhiloxWords philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key) {
+// Always inlined, so that files compiled for one instruction set can use it without leaving a copy for the linker to
+// pick.
+__attribute__((always_inline)) QN_HOST_DEVICE inline PhiloxWords philox4x32(uint32_t c0, uint32_t c1, uint32_t c2,
+                                                                            uint32_t c3, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * c0, p1 = uint64_t{0xCD9E8D57u} * c2;

@@ -16,10 +16,11 @@
 
 #include <cstdint>
 
-#include "core/cpu.h"
 #include "ops/weight_view.h"
 
 namespace qn {
+
+struct Cpu;
 
 // What stands behind a weight that is stored in NVFP4.
 enum class WeightMode : uint8_t {

@@ -1,0 +1,21 @@
+// The row functions of ops/adamw.h as each instruction set compiles them from ops/adamw_rows.h.
+#pragma once
+
+#include "core/philox.h"
+#include "ops/adamw.h"
+
+namespace qn {
+
+struct AdamwKernels {
+  // scratch f32[4 · (K rounded up to 16)]
+  void (*update)(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* result);
+  void (*store)(const StoreRowsArgs& args, int64_t row, const float* x);
+  void (*load)(const StoreRowsArgs& args, int64_t row, float* x);
+  double (*squares)(const float* x, int64_t count);
+};
+
+extern const AdamwKernels kAdamwPortable;
+extern const AdamwKernels kAdamwAvx2;
+extern const AdamwKernels kAdamwAvx512;
+
+}  // namespace qn

@@ -1,0 +1,305 @@
+// Rows of stored moments to and from f32: the bodies that ops/adamw_rows.h puts together. Included once by each file
+// that compiles for an instruction set, inside its anonymous namespace's translation unit; loops run over blocks of 16
+// or tiles of kTile elements so that any compiler can vectorise them, and every sum has a fixed order.
+#pragma once
+
+#include "ops/adamw_kernels.h"
+#include "ops/adamw_math.h"
+
+// A loop over the 16 elements of a block. Early complete unrolling would hide it from the vectoriser.
+#define QN_BLOCK_LOOP(i) _Pragma("GCC unroll 1") for (int i = 0; i < 16; ++i)
+
+namespace qn {
+namespace {
+
+using namespace adamw;
+
+constexpr int kTile = 256;
+constexpr int kOctaves = 10;  // second-moment scales 2^-6 .. 2^3
+constexpr int kFirstOctave = -6;
+constexpr float kSmallestV = 0x1p-80f, kLargestV = 0x1p110f;
+constexpr float kOctavesBelowCentre = 12.0f;  // v is stored as at least 2^(centre − 12)
+
+struct Draw {
+  uint64_t seed;
+  uint32_t parameter, step;
+};
+
+// words[i] of elements [element, element + n), n <= kTile.
+void fill_words(uint32_t* words, const Draw& draw, RandomStream stream, int64_t element, int64_t n) {
+  const auto tag = static_cast<uint32_t>(stream) << 24;
+  const auto first = static_cast<uint64_t>(element >> 2);
+  const int64_t offset = element & 3, quads = (offset + n + 3) / 4;
+  alignas(64) uint32_t plane[4][kTile / 4 + 16];
+  for (int64_t q = 0; q < quads; ++q) {
+    const uint64_t quad = first + static_cast<uint64_t>(q);
+    const PhiloxWords w = philox4x32(static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) | tag,
+                                     draw.parameter, draw.step, draw.seed);
+    for (int k = 0; k < 4; ++k) plane[k][q] = w.w[k];
+  }
+  if (offset == 0 && n % 4 == 0) {
+    for (int64_t q = 0; q < quads; ++q) {
+      for (int k = 0; k < 4; ++k) words[4 * q + k] = plane[k][q];
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) words[i] = plane[(offset + i) & 3][(offset + i) >> 2];
+  }
+}
+
+// Nibbles of n elements (n % 2 == 0) to one code a word, and back.
+void unpack_nibbles(uint32_t* codes, const uint8_t* bytes, int64_t n) {
+  for (int64_t j = 0; j < n / 2; ++j) {
+    codes[2 * j] = bytes[j] & 15u;
+    codes[2 * j + 1] = bytes[j] >> 4;
+  }
+}
+void pack_nibbles(uint8_t* bytes, const uint32_t* codes, int64_t n) {
+  for (int64_t j = 0; j < n / 2; ++j) bytes[j] = static_cast<uint8_t>(codes[2 * j] | (codes[2 * j + 1] << 4));
+}
+
+// Bits of the largest magnitude; as integers, magnitudes of floats keep their order.
+int32_t largest_bits(const float* x, int64_t n) {
+  int32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto bits = static_cast<int32_t>(bits_of(x[i]) & 0x7fffffffu);
+    largest = bits > largest ? bits : largest;
+  }
+  return largest;
+}
+float block_amax(const float* x) {
+  int32_t largest = 0;
+  QN_BLOCK_LOOP(i) {
+    const auto bits = static_cast<int32_t>(bits_of(x[i]) & 0x7fffffffu);
+    largest = bits > largest ? bits : largest;
+  }
+  return float_of(static_cast<uint32_t>(largest));
+}
+
+const uint8_t* nibble_row(const MomentView& view, int64_t row, int64_t K) {
+  return static_cast<const uint8_t*>(view.values) + row * (K / 2);
+}
+
+// --- First moment, and gradients ------------------------------------------------------------------------------------
+
+// x[0, n) of columns [column, column + n); n and column are multiples of 16 for packed formats.
+void load_linear(float* x, MomentFormat format, const MomentView& view, int64_t row, int64_t column, int64_t n,
+                 int64_t K) {
+  if (format == MomentFormat::kFp32) {
+    const float* from = static_cast<const float*>(view.values) + row * K + column;
+    for (int64_t i = 0; i < n; ++i) x[i] = from[i];
+    return;
+  }
+  if (format == MomentFormat::kBf16) {
+    const uint16_t* from = static_cast<const uint16_t*>(view.values) + row * K + column;
+    for (int64_t i = 0; i < n; ++i) x[i] = float_of(static_cast<uint32_t>(from[i]) << 16);
+    return;
+  }
+  const uint8_t* scales = view.scales + row * (K / 16) + column / 16;
+  const float level = view.rows[row];
+  if (format == MomentFormat::kNvfp4) {
+    alignas(64) uint32_t codes[kTile];
+    unpack_nibbles(codes, nibble_row(view, row, K) + column / 2, n);
+    for (int64_t b = 0; b < n / 16; ++b) {
+      const float S = e4m3_value(scales[b]) * level;
+      QN_BLOCK_LOOP(i) x[16 * b + i] = e2m1_value(codes[16 * b + i]) * S;
+    }
+    return;
+  }
+  const int8_t* values = static_cast<const int8_t*>(view.values) + row * K + column;
+  for (int64_t b = 0; b < n / 16; ++b) {
+    const float S = e4m3_value(scales[b]) * level;
+    QN_BLOCK_LOOP(i) x[16 * b + i] = static_cast<float>(static_cast<int32_t>(values[16 * b + i])) * S;
+  }
+}
+
+void store_linear_block(uint32_t* codes, const float* x, float S, const uint32_t* words) {
+  const float divisor = S > 0 ? S : 1.0f;
+  QN_BLOCK_LOOP(i) {
+    const float a = smaller(magnitude_of(x[i]) / divisor, 6.0f);
+    codes[i] = stochastic_e2m1(a, words[i]) | ((bits_of(x[i]) >> 28) & 8u);
+  }
+}
+void store_linear_block(int8_t* values, const float* x, float S, const uint32_t* words) {
+  const float divisor = S > 0 ? S : 1.0f;
+  QN_BLOCK_LOOP(i) {
+    const float a = smaller(magnitude_of(x[i]) / divisor, 127.0f);
+    const auto whole = static_cast<int32_t>(a);
+    const int32_t q = whole + (rounds_up(a - static_cast<float>(whole), words[i]) ? 1 : 0);
+    values[i] = static_cast<int8_t>(x[i] < 0 ? -q : q);
+  }
+}
+
+// Unbiased: block scales are rounded up, so nothing saturates.
+void store_linear(MomentFormat format, const MomentView& view, const Draw& draw, RandomStream stream, int64_t row,
+                  const float* x, int64_t K) {
+  if (format == MomentFormat::kFp32) {
+    float* to = static_cast<float*>(view.values) + row * K;
+    for (int64_t i = 0; i < K; ++i) to[i] = x[i];
+    return;
+  }
+  alignas(64) uint32_t words[kTile + 16], codes[kTile];
+  const float largest_code = format == MomentFormat::kNvfp4 ? 6.0f : 127.0f;
+  float level = 1;
+  if (format != MomentFormat::kBf16) {
+    const float amax = float_of(static_cast<uint32_t>(largest_bits(x, K)));
+    view.rows[row] = level = power_of_two_at_least(amax / (448.0f * largest_code));
+  }
+  for (int64_t column = 0; column < K; column += kTile) {
+    const int64_t n = K - column < kTile ? K - column : kTile;
+    fill_words(words, draw, stream, row * K + column, n);
+    const float* from = x + column;
+    if (format == MomentFormat::kBf16) {
+      uint16_t* to = static_cast<uint16_t*>(view.values) + row * K + column;
+      for (int64_t i = 0; i < n; ++i) to[i] = stochastic_bf16(from[i], words[i]);
+      continue;
+    }
+    uint8_t* scales = view.scales + row * (K / 16) + column / 16;
+    for (int64_t b = 0; b < n / 16; ++b) {
+      scales[b] = static_cast<uint8_t>(e4m3_round_up(block_amax(from + 16 * b) / (largest_code * level)));
+      const float S = e4m3_value(scales[b]) * level;
+      if (format == MomentFormat::kNvfp4) {
+        store_linear_block(codes + 16 * b, from + 16 * b, S, words + 16 * b);
+      } else {
+        store_linear_block(static_cast<int8_t*>(view.values) + row * K + column + 16 * b, from + 16 * b, S,
+                           words + 16 * b);
+      }
+    }
+    if (format == MomentFormat::kNvfp4) {
+      pack_nibbles(static_cast<uint8_t*>(view.values) + row * (K / 2) + column / 2, codes, n);
+    }
+  }
+}
+
+// --- Second moment --------------------------------------------------------------------------------------------------
+
+// The scale byte of 2^(kFirstOctave + k): exponent field (kFirstOctave + k + 7), mantissa 0. Zero: nothing stored yet.
+uint8_t octave_code(int k) { return static_cast<uint8_t>((kFirstOctave + k + 7) << 3); }
+int octave_index(uint8_t code) { return (code >> 3) - 7 - kFirstOctave; }
+
+void load_octaves(float* v, MomentFormat format, const MomentView& view, int64_t row, int64_t column, int64_t n,
+                  int64_t K) {
+  const uint8_t* scales = view.scales + row * (K / 16) + column / 16;
+  const float centre = view.rows[row];
+  alignas(64) uint32_t codes[kTile];
+  if (format == MomentFormat::kNvfp4) unpack_nibbles(codes, nibble_row(view, row, K) + column / 2, n);
+  const int8_t* values = static_cast<const int8_t*>(view.values) + row * K + column;
+  for (int64_t b = 0; b < n / 16; ++b) {
+    float* to = v + 16 * b;
+    const float S = e4m3_value(scales[b]);
+    if (scales[b] == 0) {
+      QN_BLOCK_LOOP(i) to[i] = 0.0f;
+    } else if (format == MomentFormat::kNvfp4) {
+      QN_BLOCK_LOOP(i) to[i] = exp2_grid(centre + e2m1_value(codes[16 * b + i]) * S);
+    } else {
+      QN_BLOCK_LOOP(i) to[i] = exp2_grid(centre + static_cast<float>(static_cast<int32_t>(values[16 * b + i])) * S);
+    }
+  }
+}
+
+// Rounded so that the expectation is v: between the values of neighbouring codes, not between their logarithms.
+void store_octaves_block(uint32_t* codes, const float* v, const float* log2_v, float centre, float S,
+                         const uint32_t* words) {
+  const float inverse = 1.0f / S;  // exact: S is a power of two
+  QN_BLOCK_LOOP(i) {
+    const float t = (log2_v[i] - centre) * inverse;
+    const float sign = t < 0 ? -1.0f : 1.0f;
+    uint32_t index;
+    float fraction;
+    split_e2m1(smaller(magnitude_of(t), 6.0f), index, fraction);
+    index = index < 6 ? index : 6;
+    const float v0 = exp2_grid(centre + sign * e2m1_magnitude(index) * S);
+    const float v1 = exp2_grid(centre + sign * e2m1_magnitude(index + 1) * S);
+    const float p = smaller(larger((v[i] - v0) / (v1 - v0), 0.0f), 1.0f);
+    codes[i] = (index + (rounds_up(p, words[i]) ? 1u : 0u)) | (t < 0 ? 8u : 0u);
+  }
+}
+void store_octaves_block(int8_t* values, const float* v, const float* log2_v, float centre, float S,
+                         const uint32_t* words) {
+  const float inverse = 1.0f / S;
+  QN_BLOCK_LOOP(i) {
+    const float t = smaller(larger((log2_v[i] - centre) * inverse, -127.0f), 126.0f);
+    const int32_t low = static_cast<int32_t>(t + 128.0f) - 128;
+    const auto first = static_cast<float>(low);
+    const float v0 = exp2_grid(centre + first * S), v1 = exp2_grid(centre + (first + 1.0f) * S);
+    const float p = smaller(larger((v[i] - v0) / (v1 - v0), 0.0f), 1.0f);
+    values[i] = static_cast<int8_t>(low + (rounds_up(p, words[i]) ? 1 : 0));
+  }
+}
+
+// The mean of log2 v over the elements that ever saw a gradient, in 16 lanes; `fallback` when there are none.
+float live_mean(const float* v, const float* log2_v, int64_t K, float dead, float fallback) {
+  alignas(64) float sum[16] = {};
+  alignas(64) int32_t count[16] = {};
+  for (int64_t b = 0; b < K / 16; ++b) {
+    QN_BLOCK_LOOP(i) {
+      const bool live = v[16 * b + i] > dead;
+      sum[i] += live ? log2_v[16 * b + i] : 0.0f;
+      count[i] += live ? 1 : 0;
+    }
+  }
+  double total = 0;
+  int64_t elements = 0;
+  for (int i = 0; i < 16; ++i) {
+    total += sum[i];
+    elements += count[i];
+  }
+  return elements ? static_cast<float>(total / static_cast<double>(elements)) : fallback;
+}
+
+// v f32[K] is raised to its floor on the way; log2_v is scratch f32[K]. changed[b] says whether block b's values
+// differ from the stored ones.
+void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw, int64_t row, float* v, float* log2_v,
+                   const uint8_t* changed, int64_t K) {
+  uint8_t* scales = view.scales + row * (K / 16);
+  for (int64_t i = 0; i < K; ++i) log2_v[i] = log2_near(v[i]);
+  const bool fresh = scales[0] == 0;
+  const float old_centre = fresh ? -80.0f : view.rows[row];
+  const float dead = larger(2 * kSmallestV, fresh ? 0.0f : exp2_grid(old_centre - kOctavesBelowCentre));
+  const float mean = live_mean(v, log2_v, K, dead, old_centre);
+  const bool moved = fresh || magnitude_of(mean - old_centre) > 1.0f;
+  const float centre = moved ? nearest_quarter(mean) : old_centre;
+  view.rows[row] = centre;
+
+  // Reach of each scale. Comparing values, not logarithms, keeps a stored value inside the scale it was stored with.
+  float low[kOctaves], high[kOctaves];
+  const float reach = format == MomentFormat::kNvfp4 ? 6.0f : 127.0f;
+  for (int k = 0; k < kOctaves; ++k) {
+    const float S = e4m3_value(octave_code(k));
+    low[k] = exp2_grid(centre - reach * S);
+    high[k] = exp2_grid(centre + reach * S);
+  }
+  const float floor = exp2_grid(centre - kOctavesBelowCentre), log2_floor = centre - kOctavesBelowCentre;
+  alignas(64) uint32_t words[kTile + 16], codes[16];
+  for (int64_t column = 0; column < K; column += kTile) {
+    const int64_t n = K - column < kTile ? K - column : kTile;
+    fill_words(words, draw, RandomStream::kSecondMoment, row * K + column, n);
+    for (int64_t b = column / 16; b < (column + n) / 16; ++b) {
+      if (!moved && !changed[b]) continue;
+      float *value = v + 16 * b, *log2_value = log2_v + 16 * b;
+      int32_t least = 0x7fffffff, most = 0;
+      QN_BLOCK_LOOP(i) {
+        value[i] = larger(value[i], floor);
+        log2_value[i] = larger(log2_value[i], log2_floor);
+        const auto bits = static_cast<int32_t>(bits_of(value[i]));
+        least = bits < least ? bits : least;
+        most = bits > most ? bits : most;
+      }
+      const float smallest = float_of(static_cast<uint32_t>(least)), largest = float_of(static_cast<uint32_t>(most));
+      // Grow as far as needed; shrink one octave a step, which loses nothing that was stored.
+      int k = fresh || octave_index(scales[b]) == 0 ? 0 : octave_index(scales[b]) - 1;
+      while (k < kOctaves - 1 && (smallest < low[k] || largest > high[k])) ++k;
+      scales[b] = octave_code(k);
+      const float S = e4m3_value(scales[b]);
+      const uint32_t* bits = words + 16 * b - column;
+      if (format == MomentFormat::kNvfp4) {
+        store_octaves_block(codes, value, log2_value, centre, S, bits);
+        pack_nibbles(static_cast<uint8_t*>(view.values) + row * (K / 2) + 8 * b, codes, 16);
+      } else {
+        store_octaves_block(static_cast<int8_t*>(view.values) + row * K + 16 * b, value, log2_value, centre, S, bits);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace qn
