@@ -78,8 +78,7 @@ export async function readDatIndex(source: ByteSource, options: IndexOptions = {
 export function datError(code: ErrorCode, file: string, message: string, details: ErrorDetails = {}): Qwen3Nvfp4Error {
   const key = details.key === undefined ? '' : ` entry ${JSON.stringify(details.key)}`
   const at = details.offset === undefined ? '' : ` at byte ${details.offset}`
-  const where = key + at
-  return new Qwen3Nvfp4Error(code, `${file}:${where}${where ? ': ' : ' '}${message}`, { ...details, file })
+  return new Qwen3Nvfp4Error(code, `${file}${key}${at}: ${message}`, { ...details, file })
 }
 
 async function readEntry(window: Window, index: number): Promise<DatEntry> {
