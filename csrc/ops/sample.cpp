@@ -7,6 +7,7 @@
 
 #include "core/philox.h"
 #include "core/status.h"
+#include "ops/softmax_row.h"
 
 namespace qn {
 
@@ -24,12 +25,6 @@ float checked_max(const float* logits, int64_t V) {
     max = std::max(max, logits[id]);
   }
   return max;
-}
-
-double log_sum_exp(const float* logits, int64_t V, float max) {
-  double sum = 0;
-  for (int64_t id = 0; id < V; ++id) sum += static_cast<double>(std::exp(logits[id] - max));
-  return max + std::log(sum);
 }
 
 // Reads the raw logit every time, so an id that occurs twice is penalised once.
@@ -133,7 +128,7 @@ int32_t choose(const std::vector<float>& logits, int64_t position, const SampleO
 Sampled sample_token(const float* logits, int64_t V, const std::vector<int32_t>& history, int64_t position,
                      const SampleOptions& options) {
   const float max = checked_max(logits, V);
-  const double lse = log_sum_exp(logits, V, max);
+  const double lse = max + std::log(softmax_row(detect_isa()).exp_sum(logits, V, max));
   const auto logprob = [&](int32_t id) { return static_cast<float>(logits[id] - lse); };
 
   Sampled sampled;

@@ -1,6 +1,7 @@
 #include <cmath>
 
 #include "ops/swiglu.h"
+#include "ops/swiglu_kernels.h"
 
 namespace qn {
 
@@ -24,18 +25,32 @@ void swiglu_backward_portable(float* dgate, float* dup, const float* dy, const f
   }
 }
 
+struct Kernels {
+  decltype(&swiglu_portable) forward = swiglu_portable;
+  decltype(&swiglu_backward_portable) backward = swiglu_backward_portable;
+};
+
+Kernels kernels_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return {swiglu_avx512, swiglu_backward_avx512};
+  if (isa == Isa::kAvx2) return {swiglu_avx2, swiglu_backward_avx2};
+#endif
+  return {};
+}
+
 }  // namespace
 
 void swiglu_cpu(float* y, const float* gate, const float* up, int64_t count, const Cpu& cpu) {
-  cpu.pool.run(count, kPieceElements, [&](int64_t begin, int64_t end, int) {
-    swiglu_portable(y + begin, gate + begin, up + begin, end - begin);
-  });
+  const auto kernel = kernels_for(cpu.isa).forward;
+  cpu.pool.run(count, kPieceElements,
+               [&](int64_t begin, int64_t end, int) { kernel(y + begin, gate + begin, up + begin, end - begin); });
 }
 
 void swiglu_backward_cpu(float* dgate, float* dup, const float* dy, const float* gate, const float* up, int64_t count,
                          const Cpu& cpu) {
+  const auto kernel = kernels_for(cpu.isa).backward;
   cpu.pool.run(count, kPieceElements, [&](int64_t begin, int64_t end, int) {
-    swiglu_backward_portable(dgate + begin, dup + begin, dy + begin, gate + begin, up + begin, end - begin);
+    kernel(dgate + begin, dup + begin, dy + begin, gate + begin, up + begin, end - begin);
   });
 }
 
