@@ -6,6 +6,7 @@
 
 #include "binding/errors.h"
 #include "core/device.h"
+#include "ops/weight_view.h"
 
 namespace qn {
 
@@ -23,6 +24,10 @@ template <>
 uint16_t* array_data<uint16_t>(const Napi::Value& value);
 template <>
 int32_t* array_data<int32_t>(const Napi::Value& value);
+
+// { storage: 'nvfp4' | 'f32' | 'f16' | 'bf16', rows, cols, dense?, codes?, scales?, globalScale?, residualCodes?,
+// residualScales?, residualGlobalScale? } as a view of the arrays' memory; checks their lengths.
+WeightView weight_view(const Napi::Value& value);
 
 inline int64_t integer(const Napi::Value& value) { return value.As<Napi::Number>().Int64Value(); }
 inline float number(const Napi::Value& value) { return value.As<Napi::Number>().FloatValue(); }

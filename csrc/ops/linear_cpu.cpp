@@ -1,0 +1,106 @@
+#include "ops/linear.h"
+
+#include <algorithm>
+
+#include "core/dtype.h"
+#include "format/nvfp4.h"
+#include "ops/gemm.h"
+
+namespace qn {
+
+namespace {
+
+GemmOperand activations(const float* data, int64_t rows, int64_t cols, int64_t stride, bool depth_is_columns) {
+  WeightView view;
+  view.rows = rows;
+  view.cols = cols;
+  view.dense = data;
+  return {view, stride, depth_is_columns};
+}
+
+double packed_value(const Nvfp4View& packed, int64_t at) {
+  const float exact = e2m1_to_f32(packed.codes[at / 2] >> (4 * (at % 2))) * e4m3_to_f32(packed.scales[at / kBlockSize]);
+  return exact * packed.global_scale;
+}
+
+double reference_value(const WeightView& w, int64_t at) {
+  switch (w.storage) {
+    case Storage::kF32:
+      return static_cast<const float*>(w.dense)[at];
+    case Storage::kF16:
+      return f16_to_f32(static_cast<const uint16_t*>(w.dense)[at]);
+    case Storage::kBF16:
+      return bf16_to_f32(static_cast<const uint16_t*>(w.dense)[at]);
+    case Storage::kNvfp4:
+      return packed_value(w.packed, at) + (w.has_residual() ? packed_value(w.residual, at) : 0);
+  }
+  return 0;
+}
+
+}  // namespace
+
+const LinearKernels& linear_kernels(Isa isa) { return kLinearPortable; }
+
+void linear_cpu(float* y, const float* x, const WeightView& w, int64_t T, bool accumulate, const Cpu& cpu) {
+  const int64_t N = w.rows, K = w.cols;
+  gemm_cpu({.c = y,
+            .c_stride = N,
+            .a = activations(x, T, K, K, true),
+            .b = {w, K, true},
+            .rows = T,
+            .cols = N,
+            .depth = K,
+            .accumulate = accumulate},
+           cpu);
+}
+
+void linear_backward_input_cpu(float* dx, const float* dy, const WeightView& w, int64_t T, bool accumulate,
+                               const Cpu& cpu) {
+  const int64_t N = w.rows, K = w.cols;
+  gemm_cpu({.c = dx,
+            .c_stride = K,
+            .a = activations(dy, T, N, N, true),
+            .b = {w, K, false},
+            .rows = T,
+            .cols = K,
+            .depth = N,
+            .accumulate = accumulate},
+           cpu);
+}
+
+void linear_backward_weight_cpu(const LinearWeightGradient& args, const Cpu& cpu) {
+  gemm_cpu({.c = args.dw,
+            .c_stride = args.K,
+            .a = activations(args.dy + args.row_begin, args.T, args.row_count, args.N, false),
+            .b = activations(args.x, args.T, args.K, args.K, false),
+            .rows = args.row_count,
+            .cols = args.K,
+            .depth = args.T,
+            .accumulate = args.accumulate},
+           cpu);
+}
+
+void dequantize_rows_cpu(float* out, const WeightView& w, int64_t row_begin, int64_t row_count, const Cpu& cpu) {
+  const LinearKernels& kernels = linear_kernels(cpu.isa);
+  const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, w.cols));  // 64 KiB of output a piece
+  cpu.pool.run(row_count, grain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t row = begin; row < end; ++row) {
+      decode_row(out + row * w.cols, w, w.cols, row_begin + row, 0, w.cols, kernels);
+    }
+  });
+}
+
+void linear_reference_cpu(float* y, const float* x, const WeightView& w, int64_t T, const Cpu& cpu) {
+  const int64_t N = w.rows, K = w.cols;
+  cpu.pool.run(N, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t n = begin; n < end; ++n) {
+      for (int64_t t = 0; t < T; ++t) {
+        double sum = 0;
+        for (int64_t k = 0; k < K; ++k) sum += x[t * K + k] * reference_value(w, n * K + k);
+        y[t * N + n] = static_cast<float>(sum);
+      }
+    }
+  });
+}
+
+}  // namespace qn

@@ -1,0 +1,55 @@
+// What the matrix products take from an instruction set. One table per level; linear_kernels() picks it at run time.
+//
+// The files that fill these tables are compiled with their own flags, so they include nothing but this header and the
+// compiler's intrinsics: an inline function of the library compiled there could be chosen by the linker for everyone.
+#pragma once
+
+#include <cstdint>
+
+namespace qn {
+
+// Columns of one pass of a matrix-vector product are stored in lookup order, see LinearKernels::order.
+struct GemvArgs {
+  float* y;            // in/out f32[T, N], y += with accumulate
+  const float* x;      // in f32[T, x_stride], as `order` wrote it for NVFP4, plain for dense weights
+  const void* weight;  // codes u8[N, K/2] or dense [N, K]
+  const uint8_t* scales;
+  float global_scale;
+  int64_t T, N, K;
+  int64_t x_stride;
+  bool accumulate;
+};
+
+struct LinearKernels {
+  // The register tile: c[rows <= tile_rows, cols <= tile_cols] (+)= aᵀ[depth, tile_rows] · b[depth, tile_cols], one
+  // chain of additions per element in the order of depth. Panels are 64-byte aligned; lanes past rows/cols are ignored.
+  int64_t tile_rows, tile_cols;  // tile_cols % 16 == 0
+  void (*multiply)(float* c, int64_t c_stride, const float* a, const float* b, int64_t depth, int64_t rows,
+                   int64_t cols, bool accumulate);
+
+  // panel[k][lane] = source[lane][k], lanes [0, lanes) of `width`; the lanes after that are zeroed.
+  void (*transpose)(float* panel, int64_t width, const float* source, int64_t stride, int64_t lanes, int64_t depth);
+
+  // out[0, count) from packed storage; with add, out += (one rounding each). count % 16 == 0 for NVFP4.
+  void (*decode_nvfp4)(float* out, const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t count,
+                       bool add);
+  void (*decode_f16)(float* out, const uint16_t* source, int64_t count);
+  void (*decode_bf16)(float* out, const uint16_t* source, int64_t count);
+
+  // Matrix-vector products for T in [1, gemv_tokens], rows [begin, end) of the weight; none when gemv_tokens is 0.
+  // Every (token, row) has its own fixed order of additions, the same for all T.
+  int64_t gemv_tokens;
+  int64_t gemv_chunk;  // x rows of the NVFP4 product are padded to this many columns
+  // ordered f32[chunks · gemv_chunk] = x[K] in the order in which gemv_nvfp4 meets the codes, zero-padded.
+  void (*order)(float* ordered, const float* x, int64_t K);
+  void (*gemv_nvfp4)(const GemvArgs& args, int64_t begin, int64_t end);
+  void (*gemv_f32)(const GemvArgs& args, int64_t begin, int64_t end);
+  void (*gemv_f16)(const GemvArgs& args, int64_t begin, int64_t end);
+  void (*gemv_bf16)(const GemvArgs& args, int64_t begin, int64_t end);
+};
+
+extern const LinearKernels kLinearPortable;
+extern const LinearKernels kLinearAvx2;    // x86-64 builds only
+extern const LinearKernels kLinearAvx512;  // x86-64 builds only
+
+}  // namespace qn

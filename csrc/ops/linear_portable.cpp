@@ -1,0 +1,73 @@
+// The matrix products' building blocks as plain loops: any processor, and what the vector versions are tested against.
+#include "core/dtype.h"
+#include "format/nvfp4.h"
+#include "ops/linear_kernels.h"
+
+namespace qn {
+
+namespace {
+
+constexpr int64_t kTileRows = 4, kTileCols = 16;
+
+void multiply(float* c, int64_t c_stride, const float* a, const float* b, int64_t depth, int64_t rows, int64_t cols,
+              bool accumulate) {
+  float sum[kTileRows][kTileCols] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const float factor = a[k * kTileRows + i];
+      for (int64_t j = 0; j < kTileCols; ++j) sum[i][j] += factor * b[k * kTileCols + j];
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < cols; ++j) {
+      float& out = c[i * c_stride + j];
+      out = accumulate ? out + sum[i][j] : sum[i][j];
+    }
+  }
+}
+
+void transpose(float* panel, int64_t width, const float* source, int64_t stride, int64_t lanes, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k) {
+    for (int64_t lane = 0; lane < width; ++lane) {
+      panel[k * width + lane] = lane < lanes ? source[lane * stride + k] : 0.0f;
+    }
+  }
+}
+
+void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t count,
+                  bool add) {
+  for (int64_t k = 0; k < count; ++k) {
+    // code · scale is exact (4 x 4 significant bits), so the product with global rounds once.
+    const float value = e2m1_to_f32(codes[k / 2] >> (4 * (k % 2))) * e4m3_to_f32(scales[k / kBlockSize]) * global_scale;
+    out[k] = add ? out[k] + value : value;
+  }
+}
+
+void decode_f16(float* out, const uint16_t* source, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) out[k] = f16_to_f32(source[k]);
+}
+
+void decode_bf16(float* out, const uint16_t* source, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) out[k] = bf16_to_f32(source[k]);
+}
+
+}  // namespace
+
+const LinearKernels kLinearPortable = {
+    .tile_rows = kTileRows,
+    .tile_cols = kTileCols,
+    .multiply = multiply,
+    .transpose = transpose,
+    .decode_nvfp4 = decode_nvfp4,
+    .decode_f16 = decode_f16,
+    .decode_bf16 = decode_bf16,
+    .gemv_tokens = 0,
+    .gemv_chunk = 0,
+    .order = nullptr,
+    .gemv_nvfp4 = nullptr,
+    .gemv_f32 = nullptr,
+    .gemv_f16 = nullptr,
+    .gemv_bf16 = nullptr,
+};
+
+}  // namespace qn
