@@ -1,0 +1,22 @@
+/** Seeded random numbers for tests (mulberry32). */
+
+/** Uniform in (0, 1). */
+export function uniformSource(seed: number): () => number {
+  let state = seed >>> 0
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let t = state
+    t = Math.imul(t ^ (t >>> 15), t | 1)
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
+    return (((t ^ (t >>> 14)) >>> 0) + 0.5) / 4294967296
+  }
+}
+
+/** Normal(0, 1) by Box-Muller. */
+export function normals(count: number, seed: number): Float64Array {
+  const uniform = uniformSource(seed)
+  return Float64Array.from(
+    { length: count },
+    () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()),
+  )
+}
