@@ -17,7 +17,8 @@ export const errorCodes = {
   IO_FAILED: 'A file operation failed; the message has the path and the reason of the operating system.',
   FILE_TRUNCATED: 'A file ended before the data that its index promises.',
   STALE_GRADIENT: 'Weights changed between a forward pass and its backward pass, or the pass was already used.',
-  STATE_MISMATCH: 'An optimizer state or a cache file belongs to a model of another shape or mode.',
+  STATE_MISMATCH:
+    'A stored state belongs to a model of another shape or mode, or a cache was changed outside its session.',
   CUDA_UNAVAILABLE: 'A CUDA device was asked for and cannot be had: no driver, no device, or a build without CUDA.',
   CUDA_FAILED: 'A CUDA call failed; the message has its name and error.',
   INTERNAL: 'A bug of this package; please report it with the message.',
