@@ -60,10 +60,11 @@ function dense(weight: Weight, options: OpOptions = { isa: 'portable' }): Float3
 }
 
 /**
- * Each addition errs by up to 2^-24 of a partial sum of size `size` · sqrt(k), and K such errors of random sign add up to
- * sqrt(K) of them. Four times that. `size` is the RMS of one product.
+ * Each addition errs by up to 2^-24 of a partial sum of about `size` · sqrt(k), and K such errors of random sign add up to
+ * sqrt(K) of them: about 2^-24 · K · size, where `size` is the RMS of one product (up to 0.41 for these inputs). The worst
+ * of some thousand elements was measured at 4.2 times that (K near 256; longer sums are cut in blocks and do better).
  */
-const tolerance = (K: number, size: number) => 4 * 2 ** -24 * K * size + 1e-7
+const tolerance = (K: number) => 8 * 2 ** -24 * K * 0.41 + 1e-7
 
 describe('dequantizeRows', () => {
   const E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6]
@@ -104,7 +105,7 @@ describe('linear', () => {
       for (const [T, N, K] of packed(kind) ? SHAPES : [...SHAPES, ...DENSE_SHAPES]) {
         const weight = seededWeight(kind, N, K, N + K)
         const x = seededValues(T * K, T + 11)
-        expectClose(linear(x, weight, T, { isa }), reference(x, weight, T), tolerance(K, 0.3))
+        expectClose(linear(x, weight, T, { isa }), reference(x, weight, T), tolerance(K))
       }
     }
   })
@@ -133,7 +134,7 @@ describe('linear', () => {
         expectClose(
           linear(x.subarray(t * K, (t + 1) * K), weight, 1, { isa }),
           batch.subarray(t * N, (t + 1) * N),
-          tolerance(K, 0.3),
+          tolerance(K),
         )
       }
     }
@@ -167,7 +168,7 @@ describe('linear', () => {
         expectClose(
           y,
           product.map((value, i) => value + before[i]!),
-          tolerance(K, 0.3) + 1e-6,
+          tolerance(K) + 1e-6,
         )
       }
     }
@@ -225,12 +226,12 @@ describe('linear backward', () => {
         const expected = reference(dy, transposed(dense(weight), N, K), T)
         const dx = new Float32Array(T * K).fill(NaN)
         ops.linearBackwardInput!(dx, dy, weight, T, false, { isa, threads: 2 })
-        expectClose(dx, expected, tolerance(N, 0.3))
+        expectClose(dx, expected, tolerance(N))
         ops.linearBackwardInput!(dx, dy, weight, T, true, { isa })
         expectClose(
           dx,
           expected.map((value) => 2 * value),
-          2 * tolerance(N, 0.3),
+          2 * tolerance(N),
         )
       }
     }
@@ -248,12 +249,12 @@ describe('linear backward', () => {
         const expected = all.subarray(begin * K, (begin + count) * K)
         const dw = new Float32Array(count * K).fill(NaN)
         ops.linearBackwardWeight!(dw, dy, x, T, N, K, begin, count, false, { isa, threads: 2 })
-        expectClose(dw, expected, tolerance(T, 0.3))
+        expectClose(dw, expected, tolerance(T))
         ops.linearBackwardWeight!(dw, dy, x, T, N, K, begin, count, true, { isa })
         expectClose(
           dw,
           expected.map((value) => 2 * value),
-          2 * tolerance(T, 0.3),
+          2 * tolerance(T),
         )
       }
     }
