@@ -1,7 +1,8 @@
 // e^x on 16 floats, for the AVX-512 variants of ops; included by *_avx512.cpp alone.
 //
 // e^x = 2^n · e^r with n = round(x / ln 2), |r| <= ln 2 / 2, and the Taylor series to r^7, whose remainder is below
-// 0.1 ulp there. Within 1 ulp of the exact value (0.93 measured over every seventh float). −inf gives 0, +inf gives +inf, NaN NaN.
+// 0.1 ulp there. Within 1 ulp of the exact value (0.93 measured over every seventh float). −inf gives 0, +inf gives
+// +inf, NaN NaN.
 #pragma once
 
 #include <immintrin.h>
