@@ -29,9 +29,9 @@ function loss(p: Problem, chunk: number, options: OpOptions = {}) {
   const target = new Float32Array(p.T).fill(NaN)
   for (let begin = 0; begin < p.V; begin += chunk) {
     const count = Math.min(chunk, p.V - begin)
-    ops.crossEntropyAccumulate(max, sum, target, columns(p, begin, count), p.labels, p.T, count, begin, options)
+    ops.crossEntropyAccumulate!(max, sum, target, columns(p, begin, count), p.labels, p.T, count, begin, options)
   }
-  ops.crossEntropyFinish(max, max, sum, p.T) // lse may alias max
+  ops.crossEntropyFinish!(max, max, sum, p.T) // lse may alias max
   return { lse: max, target, losses: target.map((logit, t) => (p.labels[t] === IGNORED ? 0 : max[t]! - logit)) }
 }
 
@@ -40,7 +40,7 @@ function gradient(p: Problem, chunk: number, lse: Float32Array, weight: Float32A
   for (let begin = 0; begin < p.V; begin += chunk) {
     const count = Math.min(chunk, p.V - begin)
     const part = columns(p, begin, count)
-    ops.crossEntropyGradient(part, lse, p.labels, weight, p.T, count, begin, options)
+    ops.crossEntropyGradient!(part, lse, p.labels, weight, p.T, count, begin, options)
     for (let t = 0; t < p.T; t++) out.set(part.subarray(t * count, (t + 1) * count), t * p.V + begin)
   }
   return out

@@ -34,14 +34,14 @@ function value(w: Weight, row: number, column: number): number {
 
 function embed(w: Weight, ids: number[], options: OpOptions = {}) {
   const x = new Float32Array(ids.length * w.cols).fill(NaN)
-  ops.embedding(x, w, Int32Array.from(ids), ids.length, options)
+  ops.embedding!(x, w, Int32Array.from(ids), ids.length, options)
   return x
 }
 
 function backward(ids: number[], H: number, begin: number, count: number, options: OpOptions = {}, start = 0) {
   const dx = seededValues(ids.length * H, 3)
   const dw = new Float32Array(count * H).fill(start)
-  ops.embeddingBackward(dw, dx, Int32Array.from(ids), ids.length, H, begin, count, options)
+  ops.embeddingBackward!(dw, dx, Int32Array.from(ids), ids.length, H, begin, count, options)
   return { dx, dw }
 }
 

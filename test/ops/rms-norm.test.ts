@@ -16,7 +16,7 @@ const SHAPES: [T: number, H: number][] = [
 function norm(x: Float32Array, w: Float32Array, T: number, H: number, options: OpOptions = {}) {
   const y = new Float32Array(T * H).fill(NaN)
   const invRms = new Float32Array(T).fill(NaN)
-  ops.rmsNorm(y, invRms, x, w, T, H, EPS, options)
+  ops.rmsNorm!(y, invRms, x, w, T, H, EPS, options)
   return { y, invRms }
 }
 
@@ -52,7 +52,7 @@ function backward(T: number, H: number, options: OpOptions = {}, start = 0) {
   const { invRms } = norm(x, w, T, H)
   const dx = new Float32Array(T * H).fill(start)
   const dw = new Float32Array(H).fill(start)
-  ops.rmsNormBackward(dx, dw, dy, x, w, invRms, T, H, options)
+  ops.rmsNormBackward!(dx, dw, dy, x, w, invRms, T, H, options)
   return { x, w, dy, dx, dw }
 }
 
@@ -70,7 +70,7 @@ describe('rmsNorm', () => {
   test('writes in place and needs no inverse', () => {
     const [x, w] = [seededValues(3 * 40, 1), seededValues(40, 2)]
     const expected = norm(x, w, 3, 40).y
-    ops.rmsNorm(x, null, x, w, 3, 40, EPS)
+    ops.rmsNorm!(x, null, x, w, 3, 40, EPS)
     expect(x).toEqual(expected)
   })
 
@@ -138,7 +138,7 @@ describe('rmsNormBackward', () => {
   test('needs no weight gradient', () => {
     const { x, w, dy, dx } = backward(4, 32)
     const again = new Float32Array(4 * 32)
-    ops.rmsNormBackward(again, null, dy, x, w, norm(x, w, 4, 32).invRms, 4, 32)
+    ops.rmsNormBackward!(again, null, dy, x, w, norm(x, w, 4, 32).invRms, 4, 32)
     expect(again).toEqual(dx)
   })
 })

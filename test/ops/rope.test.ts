@@ -6,7 +6,7 @@ const f32 = Math.fround
 function table(positions: number[], D: number, base: number, options: OpOptions = {}) {
   const cosines = new Float32Array((positions.length * D) / 2).fill(NaN)
   const sines = cosines.slice()
-  ops.ropeTable(cosines, sines, Int32Array.from(positions), positions.length, D, base, options)
+  ops.ropeTable!(cosines, sines, Int32Array.from(positions), positions.length, D, base, options)
   return { cosines, sines }
 }
 
@@ -82,7 +82,7 @@ describe('rope', () => {
     const x = seededValues(T * heads * D, 5)
     for (const isa of isaLevels) {
       const y = x.slice()
-      ops.rope(y, cosines, sines, T, heads, D, false, { isa })
+      ops.rope!(y, cosines, sines, T, heads, D, false, { isa })
       expectClose(y, reference(x, cosines, sines, T, heads, D), 2 ** -22)
     }
   })
@@ -92,13 +92,13 @@ describe('rope', () => {
     const { cosines, sines } = table(positions, D, 1e6)
     const [x, dy] = [seededValues(T * heads * D, 6), seededValues(T * heads * D, 7)]
     const y = x.slice()
-    ops.rope(y, cosines, sines, T, heads, D, false)
+    ops.rope!(y, cosines, sines, T, heads, D, false)
     const dx = dy.slice()
-    ops.rope(dx, cosines, sines, T, heads, D, true)
+    ops.rope!(dx, cosines, sines, T, heads, D, true)
     const dot = (a: Float32Array, b: Float32Array) => a.reduce((sum, v, i) => sum + v * b[i]!, 0)
     expect(Math.abs(dot(y, dy) - dot(x, dx))).toBeLessThan(1e-4)
     expect(Math.abs(dot(y, dy) - dot(x, dy))).toBeGreaterThan(1e-2)
-    ops.rope(y, cosines, sines, T, heads, D, true)
+    ops.rope!(y, cosines, sines, T, heads, D, true)
     expectClose(y, x, 2 ** -21)
   })
 
@@ -112,7 +112,7 @@ describe('rope', () => {
         [b, other],
       ] as const) {
         const { cosines, sines } = table([position], D, 1e6)
-        ops.rope(vector, cosines, sines, 1, 1, D, false)
+        ops.rope!(vector, cosines, sines, 1, 1, D, false)
       }
       return a.reduce((sum, v, i) => sum + v * b[i]!, 0)
     }
@@ -124,7 +124,7 @@ describe('rope', () => {
     const { cosines, sines } = table(positions, 32, 1e6)
     sameForAllThreads((threads) => {
       const x = seededValues(T * 3 * 32, 5)
-      ops.rope(x, cosines, sines, T, 3, 32, false, { threads })
+      ops.rope!(x, cosines, sines, T, 3, 32, false, { threads })
       return x
     })
   })

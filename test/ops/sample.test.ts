@@ -17,7 +17,7 @@ interface Sampled {
 }
 
 const sample = (logits: Float32Array, options: Options = {}, position = 0, history: number[] = []): Sampled =>
-  ops.sampleToken(logits, logits.length, Int32Array.from(history), position, options)
+  ops.sampleToken!(logits, logits.length, Int32Array.from(history), position, options)
 
 /** Counts of every id over many positions. */
 function draws(logits: Float32Array, options: Options, count = 20000): number[] {

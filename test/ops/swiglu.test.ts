@@ -7,14 +7,14 @@ const silu = (z: number) => z / (1 + Math.exp(-z))
 
 function forward(gate: Float32Array, up: Float32Array, options: OpOptions = {}) {
   const y = new Float32Array(gate.length).fill(NaN)
-  ops.swiglu(y, gate, up, gate.length, options)
+  ops.swiglu!(y, gate, up, gate.length, options)
   return y
 }
 
 function backward(dy: Float32Array, gate: Float32Array, up: Float32Array, options: OpOptions = {}) {
   const dgate = new Float32Array(gate.length).fill(NaN)
   const dup = dgate.slice()
-  ops.swigluBackward(dgate, dup, dy, gate, up, gate.length, options)
+  ops.swigluBackward!(dgate, dup, dy, gate, up, gate.length, options)
   return { dgate, dup }
 }
 
@@ -44,15 +44,15 @@ describe.each(isaLevels)('swiglu on %s', (isa) => {
     const [gate, up] = [seededValues(37, 3, 4), seededValues(37, 4)]
     const expected = forward(gate, up, { isa })
     const [g, u] = [gate.slice(), up.slice()]
-    ops.swiglu(g, g, up, 37, { isa })
-    ops.swiglu(u, gate, u, 37, { isa })
+    ops.swiglu!(g, g, up, 37, { isa })
+    ops.swiglu!(u, gate, u, 37, { isa })
     expect(g).toEqual(expected)
     expect(u).toEqual(expected)
   })
 
   test('writes nothing behind the end', () => {
     const y = new Float32Array(32).fill(7)
-    ops.swiglu(y, seededValues(32, 1), seededValues(32, 2), 19, { isa })
+    ops.swiglu!(y, seededValues(32, 1), seededValues(32, 2), 19, { isa })
     expect([...y.subarray(19)]).toEqual(Array(13).fill(7))
   })
 
@@ -78,7 +78,7 @@ describe.each(isaLevels)('swiglu on %s', (isa) => {
       4e-7,
     )
     const [g, u] = [gate.slice(), up.slice()]
-    ops.swigluBackward(g, u, dy, g, u, count, { isa })
+    ops.swigluBackward!(g, u, dy, g, u, count, { isa })
     expect(g).toEqual(dgate)
     expect(u).toEqual(dup)
   })

@@ -5,7 +5,7 @@ type Isa = NonNullable<OpOptions['isa']>
 
 export const isaLevels: Isa[] = (['portable', 'neon', 'avx2', 'avx512'] as const).filter((isa) => {
   try {
-    ops.swiglu(new Float32Array(1), new Float32Array(1), new Float32Array(1), 1, { isa })
+    ops.swiglu!(new Float32Array(1), new Float32Array(1), new Float32Array(1), 1, { isa })
     return true
   } catch (error) {
     console.log(`${isa} is skipped: ${(error as Error).message}`)
