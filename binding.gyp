@@ -2,6 +2,7 @@
   "variables": {
     "cuda_enabled%": "<!(node scripts/detect-cuda.cjs enabled)",
     "cuda_home%": "<!(node scripts/detect-cuda.cjs home)",
+    "cuda_libs%": "<!(node scripts/detect-cuda.cjs libs)",
     "cuda_archs%": "<!(node scripts/detect-cuda.cjs flags)",
     # Sanitizer builds: node-gyp rebuild -- -Dqn_sanitize=address,undefined
     "qn_sanitize%": "",
@@ -41,7 +42,7 @@
           "defines": ["QN_WITH_CUDA=1"],
           "dependencies": ["qn_cuda"],
           "include_dirs": ["<(cuda_home)/include"],
-          "libraries": ["-L<(cuda_home)/lib64", "-lcudart_static", "-lrt", "-lpthread", "-ldl"],
+          "libraries": ["-L<(cuda_libs)", "-lcudart_static", "-lrt", "-lpthread", "-ldl"],
         }],
       ],
     },

@@ -5,10 +5,11 @@
 //   amax         max |x| over f32[N, K]
 //
 // K % 16 == 0 for the first two. No argument may alias another. Every instruction set and any number of threads give
-// the bytes of quantize_nvfp4_rows(). No scratch.
+// the bytes of quantize_nvfp4_rows(), and so does CUDA. No scratch.
 #pragma once
 
 #include "core/cpu.h"
+#include "core/cuda_device.h"
 #include "format/nvfp4.h"
 
 namespace qn {
@@ -27,6 +28,16 @@ void dequantize_nvfp4_cpu(const DequantizeArgs& args, const Cpu& cpu);
 
 // 0 when there is no element. Error(kNonFiniteWeight) names the first row and column that is infinite or NaN.
 float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu);
+
+#if defined(QN_WITH_CUDA)
+// All pointers on the device, args.x and out 16-byte aligned, codes 8-byte aligned. Nothing is allocated and nothing
+// waits. A value that is infinite or NaN makes *first_bad = min(*first_bad, element index), which the caller sets to
+// UINT64_MAX before; its block is then meaningless.
+void quantize_nvfp4_cuda(const QuantizeArgs& args, uint64_t* first_bad, CudaStream stream);
+void dequantize_nvfp4_cuda(const DequantizeArgs& args, CudaStream stream);
+// The same to bf16, rounded once to nearest even: exact when the global scale is a power of two.
+void dequantize_nvfp4_bf16_cuda(uint16_t* out, const DequantizeArgs& args_without_out, CudaStream stream);
+#endif
 
 #if defined(__x86_64__)
 // Nearest-even rounding only, any scale rule.

@@ -1,9 +1,12 @@
 // NVFP4 ops: quantizeNvfp4(codes, scales, x, N, K, { globalScale, rounding, scaleRule, seed, parameter, step, stream,
 // firstRow }), dequantizeNvfp4(out, codes, scales, N, K, { globalScale }), amax(x, N, K), twoLevelGlobalScale(amax),
 // toBlockedScales(blocked, scales, rows, cols), fromBlockedScales(scales, blocked, rows, cols), and the scalar codecs.
+// quantizeNvfp4Cuda and dequantizeNvfp4Cuda take the same arguments, the latter a Uint16Array too (bf16), and copy them
+// to device 0 and back.
 #include <string>
 
 #include "binding/ops/ops.h"
+#include "core/cuda_device.h"
 #include "ops/quantize.h"
 
 namespace qn {
@@ -61,16 +64,97 @@ void quantize(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] { quantize_nvfp4_cpu(quantize_args(info), ops_cpu(info)); });
 }
 
+// Without `out`, whose type the caller knows.
+DequantizeArgs dequantize_args(const Napi::CallbackInfo& info) {
+  return {nullptr,
+          array_data<uint8_t>(info[1]),
+          array_data<uint8_t>(info[2]),
+          integer(info[3]),
+          integer(info[4]),
+          static_cast<float>(number_option(options_of(info), "globalScale", 1))};
+}
+
 void dequantize(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
-    const DequantizeArgs args{array_data<float>(info[0]),
-                              array_data<uint8_t>(info[1]),
-                              array_data<uint8_t>(info[2]),
-                              integer(info[3]),
-                              integer(info[4]),
-                              static_cast<float>(number_option(options_of(info), "globalScale", 1))};
+    DequantizeArgs args = dequantize_args(info);
+    args.out = array_data<float>(info[0]);
     dequantize_nvfp4_cpu(args, ops_cpu(info));
   });
+}
+
+#if defined(QN_WITH_CUDA)
+CudaBuffer on_device(const void* data, int64_t bytes) {
+  CudaBuffer buffer(bytes);
+  buffer.upload(data);
+  return buffer;
+}
+
+void run_quantize_cuda(QuantizeArgs args) {
+  const int64_t count = args.N * args.K;
+  CudaBuffer codes(count / 2), scales(count / kBlockSize);
+  const CudaBuffer x = on_device(args.x, count * 4);
+  uint64_t first_bad = UINT64_MAX;
+  const CudaBuffer bad = on_device(&first_bad, sizeof(first_bad));
+  uint8_t *host_codes = args.codes, *host_scales = args.scales;
+  args.codes = codes.as<uint8_t>();
+  args.scales = scales.as<uint8_t>();
+  args.x = x.as<float>();
+  quantize_nvfp4_cuda(args, bad.as<uint64_t>(), nullptr);
+  bad.download(&first_bad);
+  if (first_bad != UINT64_MAX) {
+    fail(Code::kNonFiniteWeight, "the value at row %lld, column %lld is not finite, which NVFP4 cannot hold",
+         static_cast<long long>(first_bad) / static_cast<long long>(args.K),
+         static_cast<long long>(first_bad) % static_cast<long long>(args.K));
+  }
+  codes.download(host_codes);
+  scales.download(host_scales);
+}
+
+// `out` is f32 or, when `bf16`, bf16.
+void run_dequantize_cuda(DequantizeArgs args, void* out, bool bf16) {
+  const int64_t count = args.N * args.K;
+  const CudaBuffer codes = on_device(args.codes, count / 2), scales = on_device(args.scales, count / kBlockSize);
+  const CudaBuffer values(count * (bf16 ? 2 : 4));
+  args.codes = codes.as<uint8_t>();
+  args.scales = scales.as<uint8_t>();
+  args.out = values.as<float>();
+  if (bf16) {
+    dequantize_nvfp4_bf16_cuda(values.as<uint16_t>(), args, nullptr);
+  } else {
+    dequantize_nvfp4_cuda(args, nullptr);
+  }
+  values.download(out);
+}
+#else
+// Without CUDA code require_cuda() has thrown before these.
+void run_quantize_cuda(const QuantizeArgs&) {}
+void run_dequantize_cuda(const DequantizeArgs&, void*, bool) {}
+#endif
+
+void quantize_cuda(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    require_cuda();
+    run_quantize_cuda(quantize_args(info));
+  });
+}
+
+void dequantize_cuda(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    require_cuda();
+    const bool bf16 = info[0].As<Napi::TypedArray>().TypedArrayType() == napi_uint16_array;
+    DequantizeArgs args = dequantize_args(info);
+    run_dequantize_cuda(args, bf16 ? static_cast<void*>(array_data<uint16_t>(info[0])) : array_data<float>(info[0]),
+                        bf16);
+  });
+}
+
+Napi::Value probe(const Napi::CallbackInfo& info) {
+  const CudaProbe probe = probe_cuda();
+  Napi::Object out = Napi::Object::New(info.Env());
+  out.Set("built", Napi::Boolean::New(info.Env(), probe.built));
+  out.Set("devices", Napi::Number::New(info.Env(), probe.devices));
+  out.Set("reason", Napi::String::New(info.Env(), probe.reason));
+  return out;
 }
 
 Napi::Value amax(const Napi::CallbackInfo& info) {
@@ -125,6 +209,9 @@ Napi::Value philox(const Napi::CallbackInfo& info) {
 void register_nvfp4_ops(Napi::Env env, Napi::Object ops) {
   ops.Set("quantizeNvfp4", Napi::Function::New(env, quantize));
   ops.Set("dequantizeNvfp4", Napi::Function::New(env, dequantize));
+  ops.Set("quantizeNvfp4Cuda", Napi::Function::New(env, quantize_cuda));
+  ops.Set("dequantizeNvfp4Cuda", Napi::Function::New(env, dequantize_cuda));
+  ops.Set("probeCuda", Napi::Function::New(env, probe));
   ops.Set("amax", Napi::Function::New(env, amax));
   ops.Set("twoLevelGlobalScale", Napi::Function::New(env, global_scale));
   ops.Set("toBlockedScales", Napi::Function::New(env, to_blocked));
