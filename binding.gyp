@@ -82,7 +82,8 @@
         "rules": [{
           "rule_name": "nvcc",
           "extension": "cu",
-          "inputs": ["scripts/nvcc-compile.cjs"],
+          # Every header, because make learns of no others from nvcc.
+          "inputs": ["scripts/nvcc-compile.cjs", "<!@(node scripts/gyp-sources.cjs csrc --headers)"],
           "outputs": ["<(INTERMEDIATE_DIR)/<(RULE_INPUT_ROOT).cu.o"],
           "process_outputs_as_sources": 1,
           "message": "nvcc <(RULE_INPUT_PATH)",

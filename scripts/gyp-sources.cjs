@@ -1,4 +1,4 @@
-// Lists sources for binding.gyp, one per line: node scripts/gyp-sources.cjs <dir>... [--suffix=_avx2.cpp | --plain | --cuda]
+// Lists sources for binding.gyp, one per line: node scripts/gyp-sources.cjs <dir>... [--suffix=_avx2.cpp | --cuda | --headers]
 // A new op is picked up without touching binding.gyp; instruction-set variants are named by suffix.
 const { readdirSync, existsSync } = require('node:fs')
 const { join } = require('node:path')
@@ -11,6 +11,7 @@ const root = join(__dirname, '..')
 
 const wanted = (name) => {
   if (flags.includes('--cuda')) return name.endsWith('.cu')
+  if (flags.includes('--headers')) return name.endsWith('.h')
   if (suffix) return name.endsWith(suffix)
   return name.endsWith('.cpp') && !variants.some((v) => name.endsWith(v))
 }
