@@ -32,6 +32,7 @@ class GradientStore : public GradientSink {
   void vector(Parameter& parameter, const float* dw) override;
 
   bool has(const Parameter& parameter) const { return entry(parameter).micro_batches > 0; }
+  bool is_f32() const { return options_.format == GradientFormat::kFp32; }
   // Sums added since zero(), of the parameter that has most.
   int32_t micro_batches() const;
   // Rows as f32: a pointer into the store when it holds f32, else `scratch` f32[row_count, K] filled.

@@ -1,6 +1,7 @@
 // AdamW whose whole state is packed: see ops/adamw.h for one row and docs/numerics.md for why it converges.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -75,8 +76,8 @@ class PackedAdamW {
 
   // The whole state in one file, written beside `path` and renamed: resuming from it and the saved model continues bit
   // for bit. load() refuses another model's names, shapes, storage or other weights/moments modes
-  // (Error(kStateMismatch) says what differs), a short file (kTruncated) and anything else (kIo); nothing changes then.
-  // It takes step, seed, betas, eps and decay from the file.
+  // (Error(kStateMismatch) says what differs) and a short file (kTruncated); nothing changes then. A read that fails
+  // after these checks (kIo) leaves a fresh state. It takes step, seed, betas, eps and decay from the file.
   void save(const std::string& path, const Cpu& cpu) const;
   void load(const std::string& path, const Cpu& cpu);
 
@@ -89,20 +90,30 @@ class PackedAdamW {
     MomentFormat format = MomentFormat::kFp32;
     Moment m, v;
     Buffer master;
-    double global_scale = 1;  // the parameter's before it is rounded to f32, so that small decays add up
-    int64_t updated_step = 0;
+    double global_scale = 1;   // the parameter's before it is rounded to f32, so that small decays add up
+    int64_t updates = 0;       // t of its bias correction: a parameter may miss steps
+    int64_t updated_step = 0;  // the last step that reached it
     bool active = false;
   };
-  struct Section;  // one range of the state file
 
-  State make_state(const Parameter& parameter);
-  void begin(double lr, double clip_scale, const Cpu& cpu);
-  void begin_parameter(Parameter& parameter);
-  void update_rows(Parameter& parameter, const float* g, int64_t row_begin, int64_t row_count, const Cpu& cpu);
-  void end_parameter(Parameter& parameter);
+  void make_state(Parameter& parameter);
+  void initialize_master(const Parameter& parameter, State& state);
+  void make_missing_states();
+  void begin(double lr, double clip_scale, bool needs_gradient_rows, const Cpu& cpu);
+  void update(Parameter& parameter, const std::function<const float*(int64_t row_begin, int64_t row_count)>& gradient,
+              const Cpu& cpu);
+  AdamwArgs step_args(Parameter& parameter, State& state);
+  void widen_range(Parameter& parameter, State& state);
+  void count_gradient(const Parameter& parameter, const float* g, int64_t row_count, const Cpu& cpu);
   StepStats end();
-  std::vector<Section> sections() const;
-  std::string header() const;
+
+  struct Range {
+    void* data;
+    int64_t bytes;
+  };
+  std::vector<Range> ranges(const Parameter& parameter) const;  // of the state file, in its order
+  std::string file_header() const;
+  void reset();
 
   Model& model_;
   AdamwOptions options_;
@@ -112,12 +123,11 @@ class PackedAdamW {
 
   // Of the step in progress.
   bool in_step_ = false, touched_ = false;
-  double lr_ = 0, clip_scale_ = 1;
-  AdamwArgs args_;  // of the parameter in progress
+  double lr_ = 0;
+  StepStats stats_;
   double gradient_squares_ = 0, update_squares_ = 0;
-  int64_t elements_ = 0, code_elements_ = 0, flipped_ = 0;
-  bool saturated_ = false;
-  Buffer gradient_rows_, row_results_, row_squares_;
+  int64_t code_elements_ = 0, changed_codes_ = 0;
+  Buffer gradient_rows_, row_results_, row_squares_;  // one chunk
 };
 
 }  // namespace qn

@@ -1,0 +1,148 @@
+#include "train/gradient_store.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/status.h"
+
+namespace qn {
+
+GradientStore::GradientStore(Model& model, const Options& options)
+    : model_(model), options_(options), entries_(model.parameters().size()) {
+  if (options.step_chunk_rows < 1) {
+    fail(Code::kInvalidArgument, "Expected 1 or more rows for stepChunkRows but received %lld",
+         (long long)options.step_chunk_rows);
+  }
+}
+
+namespace {
+
+MomentFormat stored_format(GradientFormat format, const Parameter& parameter) {
+  if (parameter.is_vector || parameter.cols % 16 != 0) return MomentFormat::kFp32;
+  return format == GradientFormat::kFp32   ? MomentFormat::kFp32
+         : format == GradientFormat::kBf16 ? MomentFormat::kBf16
+                                           : MomentFormat::kNvfp4;
+}
+
+}  // namespace
+
+GradientStore::Entry& GradientStore::open(const Parameter& parameter) {
+  Entry& entry = entries_[parameter.id];
+  const MomentFormat format = stored_format(options_.format, parameter);
+  if (format == MomentFormat::kNvfp4 && entry.micro_batches >= kMaxNvfp4MicroBatches && !options_.allow_many) {
+    fail(Code::kUnsupported,
+         "%d micro-batches are already summed in NVFP4 and a further one loses more than it adds: use 'bf16' or "
+         "'fp32' gradients, or allow it",
+         entry.micro_batches);
+  }
+  if (entry.values) return entry;
+  MemoryLedger& ledger = model_.device().ledger();
+  Entry fresh;
+  fresh.format = format;
+  fresh.values = Buffer(ledger, MemoryKind::kGradients, moment_value_bytes(format, parameter.count()));
+  if (moment_has_scales(format)) {
+    fresh.scales = Buffer(ledger, MemoryKind::kGradients, parameter.count() / 16);
+    fresh.rows = Buffer(ledger, MemoryKind::kGradients, parameter.rows * 4);
+  }
+  entry = std::move(fresh);
+  return entry;
+}
+
+StoreRowsArgs GradientStore::store_args(const Parameter& parameter, const Entry& entry, int64_t row_begin,
+                                        int64_t row_count) const {
+  StoreRowsArgs args;
+  args.row_begin = row_begin;
+  args.row_count = row_count;
+  args.K = parameter.cols;
+  args.format = entry.format;
+  args.view = {entry.values.data(), entry.scales.as<uint8_t>(), entry.rows.as<float>()};
+  args.seed = options_.seed;
+  args.parameter = parameter.id;
+  // Every sum of a run draws its own bits: 256 of them per optimizer step.
+  args.step = static_cast<uint32_t>(optimizer_step_ << 8) + static_cast<uint32_t>(entry.micro_batches);
+  return args;
+}
+
+void GradientStore::matrix(Parameter& parameter, const Produce& produce) {
+  if (!parameter.trainable) return;
+  Entry& entry = open(parameter);
+  if (entry.format == MomentFormat::kFp32) {
+    produce(0, parameter.rows, entry.values.as<float>(), entry.micro_batches > 0);
+    ++entry.micro_batches;
+    return;
+  }
+  const Cpu cpu = model_.device().cpu();
+  const int64_t chunk = std::min(options_.step_chunk_rows, parameter.rows);
+  const Buffer sum(model_.device().ledger(), MemoryKind::kScratch, chunk * parameter.cols * 4);
+  for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
+    const int64_t count = std::min(chunk, parameter.rows - begin);
+    const StoreRowsArgs args = store_args(parameter, entry, begin, count);
+    if (entry.micro_batches > 0) load_rows_cpu(sum.as<float>(), args, cpu);
+    produce(begin, count, sum.as<float>(), entry.micro_batches > 0);
+    store_rows_cpu(args, sum.as<float>(), cpu);
+  }
+  ++entry.micro_batches;
+}
+
+void GradientStore::vector(Parameter& parameter, const float* dw) {
+  if (!parameter.trainable) return;
+  Entry& entry = open(parameter);
+  float* sum = entry.values.as<float>();
+  for (int64_t i = 0; i < parameter.count(); ++i) sum[i] = entry.micro_batches > 0 ? sum[i] + dw[i] : dw[i];
+  ++entry.micro_batches;
+}
+
+int32_t GradientStore::micro_batches() const {
+  int32_t most = 0;
+  for (const Entry& entry : entries_) most = std::max(most, entry.micro_batches);
+  return most;
+}
+
+const float* GradientStore::rows(const Parameter& parameter, int64_t row_begin, int64_t row_count, float* scratch,
+                                 const Cpu& cpu) const {
+  const Entry& entry = this->entry(parameter);
+  if (entry.micro_batches == 0) fail(Code::kInvalidArgument, "%s has no gradient", parameter.name.c_str());
+  if (entry.format == MomentFormat::kFp32) return entry.values.as<float>() + row_begin * parameter.cols;
+  load_rows_cpu(scratch, store_args(parameter, entry, row_begin, row_count), cpu);
+  return scratch;
+}
+
+double GradientStore::norm(const Cpu& cpu) const {
+  double total = 0;
+  for (const Parameter& parameter : model_.parameters()) {
+    if (!has(parameter)) continue;
+    const int64_t chunk = std::min(options_.step_chunk_rows, parameter.rows);
+    const bool direct = entry(parameter).format == MomentFormat::kFp32;
+    MemoryLedger& ledger = model_.device().ledger();
+    const Buffer scratch(ledger, MemoryKind::kScratch, direct ? 0 : chunk * parameter.cols * 4);
+    const Buffer squares(ledger, MemoryKind::kScratch, chunk * 8);
+    for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
+      cpu.check_cancelled();
+      const int64_t count = std::min(chunk, parameter.rows - begin);
+      const float* g = rows(parameter, begin, count, scratch.as<float>(), cpu);
+      row_squares_cpu(squares.as<double>(), g, count, parameter.cols, cpu);
+      for (int64_t row = 0; row < count; ++row) total += squares.as<double>()[row];
+      if (!std::isfinite(total)) {
+        fail(Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated", parameter.name.c_str());
+      }
+    }
+  }
+  return std::sqrt(total);
+}
+
+void GradientStore::zero(int64_t optimizer_step) {
+  for (Entry& entry : entries_) entry.micro_batches = 0;
+  optimizer_step_ = optimizer_step;
+}
+
+void GradientStore::release() {
+  for (Entry& entry : entries_) entry = Entry();
+}
+
+int64_t GradientStore::bytes() const {
+  int64_t bytes = 0;
+  for (const Entry& entry : entries_) bytes += entry.values.bytes() + entry.scales.bytes() + entry.rows.bytes();
+  return bytes;
+}
+
+}  // namespace qn
