@@ -34,7 +34,8 @@
       "target_name": "qwen3_nvfp4",
       "sources": ["<!@(node scripts/gyp-sources.cjs csrc/core csrc/format csrc/ops csrc/model csrc/train csrc/binding)"],
       "include_dirs": ["<!@(node -p \"require('node-addon-api').include\")"],
-      "defines": ["NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS"],
+      # The last define: an exception that cannot be thrown because the worker is being terminated is dropped, not fatal.
+      "defines": ["NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
       "conditions": [
         ["target_arch=='x64'", { "dependencies": ["qn_avx2", "qn_avx512"] }],
         ["target_arch=='arm64'", { "dependencies": ["qn_neon"] }],

@@ -128,12 +128,22 @@ export interface NativeForwardOutput {
   hidden: NativeTensor[]
 }
 
+/** How backward() keeps gradients: csrc/train/gradient_store.h. */
+export interface NativeGradientOptions {
+  format: GradientStorage
+  /** More than four NVFP4 micro-batches. */
+  allowMany: boolean
+  seed: bigint
+}
+
 export interface NativeTapeArgs {
   ids: Int32Array
   batch: number
   tokens: number
   mask?: Uint8Array
   recompute: Recompute
+  /** Of record(): also return the hidden states. */
+  hiddenStates?: boolean
 }
 
 export interface NativeLossArgs extends NativeTapeArgs {
@@ -189,10 +199,9 @@ export interface NativeModel {
   readValues(parameter: string): Promise<Float32Array>
   /** Overwrites a parameter in its storage: dense values are rounded to nearest, NVFP4 is quantised anew. */
   writeValues(parameter: string, values: Float32Array): Promise<void>
-  setTrainable(parameter: string, trainable: boolean): Promise<void>
   forward(args: NativeForwardArgs, cancel?: NativeCancel): Promise<NativeForwardOutput>
   forwardCached(cache: NativeKvCache, args: NativeForwardArgs, cancel?: NativeCancel): Promise<NativeForwardOutput>
-  record(args: NativeTapeArgs, cancel?: NativeCancel): Promise<{ tape: NativeTape; logits: NativeTensor }>
+  record(args: NativeTapeArgs, cancel?: NativeCancel): Promise<NativeForwardOutput & { tape: NativeTape }>
   loss(args: NativeLossArgs, cancel?: NativeCancel): Promise<NativeLoss>
   /** Holds the cache until it settles; onToken gets every token before that. */
   generate(
@@ -219,11 +228,11 @@ export interface NativeTensor {
 
 /** A recorded forward pass; backward consumes it. */
 export interface NativeTape {
-  /** Adds gradients of scale · loss, or of Σ dLogits · logits, to the model's store in `gradients` form. */
+  /** Adds gradients of scale · loss, or of Σ dLogits · logits, to the model's store. */
   backward(
     dLogits: Float32Array | null,
     scale: number,
-    gradients: GradientStorage,
+    gradients: NativeGradientOptions,
     cancel?: NativeCancel,
   ): Promise<void>
   dispose(): Promise<void>
@@ -241,15 +250,18 @@ export interface NativeKvCache {
   dispose(): Promise<void>
 }
 
+export type OptimizerWeights = 'nvfp4' | 'nvfp4+residual' | 'bf16' | 'fp32'
+export type Moments = 'nvfp4' | 'int8' | 'bf16' | 'fp32'
+
+/** csrc/train/packed_adamw.h: AdamwOptions. */
 export interface NativeOptimizerOptions {
-  lr: number
   beta1: number
   beta2: number
   eps: number
   weightDecay: number
-  weights: 'nvfp4' | 'nvfp4+residual' | 'bf16' | 'fp32' | 'as-stored'
-  moments: 'nvfp4' | 'int8' | 'bf16' | 'fp32'
-  gradients: GradientStorage
+  decayNorms: boolean
+  weights: OptimizerWeights
+  moments: Moments
   stepChunkRows: number
   seed: bigint
   residualInForward: boolean
@@ -258,7 +270,6 @@ export interface NativeOptimizerOptions {
 }
 
 export interface NativeStepArgs {
-  /** NaN: the rate of the options. */
   lr: number
   /** 0: no clipping. */
   maxGradNorm: number
@@ -268,25 +279,33 @@ export interface NativeStepStats {
   step: number
   lr: number
   gradNorm: number
+  clipScale: number
   updateRms: number
-  loss?: number
-  tokens?: number
+  changedCodes: number
 }
 
 export interface NativeOptimizer {
-  /** Settles when the state exists; later calls queue behind it. */
-  ready(): Promise<void>
-  step(args: NativeStepArgs, cancel?: NativeCancel): Promise<NativeStepStats>
-  trainStep(batch: NativeLossArgs, args: NativeStepArgs, cancel?: NativeCancel): Promise<NativeStepStats>
+  /** Makes the state; call it first. */
+  create(): Promise<void>
+  step(args: NativeStepArgs & { keepGradients: boolean }, cancel?: NativeCancel): Promise<NativeStepStats>
+  trainStep(
+    batch: NativeLossArgs,
+    args: NativeStepArgs,
+    cancel?: NativeCancel,
+  ): Promise<NativeStepStats & { loss: number; tokens: number }>
+  zeroGradients(): Promise<void>
   save(path: string): Promise<void>
-  load(path: string): Promise<void>
+  /** Resolves to the number of steps taken. */
+  load(path: string): Promise<number>
   stateBytes(): Promise<number>
   dispose(): Promise<void>
 }
 
 export interface NativeLinearSteArgs {
-  /** A dense matrix to fake-quantise, or a parameter of a model to use as it is. */
-  weight: Float32Array | { model: NativeModel; parameter: string }
+  /** A dense matrix to fake-quantise; or `model` and `parameter`, used as it is. */
+  weight?: Float32Array
+  model?: NativeModel
+  parameter?: string
   rows: number
   cols: number
   /** f32[tokens, cols] */
@@ -312,8 +331,8 @@ export interface NativeMemoryPlan {
   batch: number
   threads: number
   weights: Storage
-  optimizerWeights: NativeOptimizerOptions['weights']
-  moments: NativeOptimizerOptions['moments']
+  optimizerWeights: OptimizerWeights
+  moments: Moments
   /** '' when trainStep consumes gradients at once. */
   gradients: GradientStorage | ''
   recompute: Recompute

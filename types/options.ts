@@ -1,9 +1,9 @@
 /** Options of the public functions. Defaults are in the comments; numbers say their unit and range. */
 import type { Qwen3Config } from './config'
-import type { CacheDtype, GradientStorage, Recompute } from './native'
+import type { CacheDtype, GradientStorage, Moments, OptimizerWeights, Recompute } from './native'
 import type { Storage } from './tensor'
 
-export type { CacheDtype, GradientStorage, Recompute }
+export type { CacheDtype, GradientStorage, Moments, OptimizerWeights, Recompute }
 
 export interface DeviceOptions {
   /** Where to compute: 'cpu', or 'cuda:N'. Never replaced silently by another. Default: 'cpu'. */
@@ -55,8 +55,6 @@ export interface ForwardOptions {
   gradient?: boolean
   /** What the backward pass computes again to save memory; see LossOptions. Default: 'all'. */
   recompute?: Recompute
-  /** How gradients are stored when the backward pass makes the store. Default: 'fp32'. */
-  gradients?: GradientStorage
   /** Decode every weight to fp32 and multiply with plain loops in double: slow, the truth. Default: false. */
   reference?: boolean
   signal?: AbortSignal
@@ -83,12 +81,12 @@ export interface LossOptions {
   /** 'all' keeps layer inputs only; 'cheap' recomputes norms and SwiGLU; 'none' keeps everything. Default: 'all'. */
   recompute?: Recompute
   attentionMask?: ForwardOptions['attentionMask']
-  /** How gradients are stored between backward and step. Default: 'fp32'. */
-  gradients?: GradientStorage
   signal?: AbortSignal
 }
 
 export interface BackwardOptions {
+  /** How gradients are kept until a step. Default: that of the last optimizer made for the model, else 'fp32'. */
+  gradients?: GradientStorage
   /** Factor of the loss, for accumulation over micro-batches. Default: 1. */
   scale?: number
   signal?: AbortSignal
@@ -103,14 +101,21 @@ export interface OptimizerOptions {
   eps?: number
   /** Decoupled weight decay, 0 or more. Default: 0. */
   weightDecay?: number
-  /** What holds the trained weights. 'as-stored' keeps each matrix in its present form. Default: 'as-stored'. */
-  weights?: 'nvfp4' | 'nvfp4+residual' | 'bf16' | 'fp32' | 'as-stored'
-  /** What holds both moments. Default: 'nvfp4'. `state` is another name for it. */
-  moments?: 'nvfp4' | 'int8' | 'bf16' | 'fp32'
-  state?: 'nvfp4' | 'int8' | 'bf16' | 'fp32'
-  /** How backward() stores gradients for this optimizer; trainStep stores none. Default: 'fp32'. */
+  /** Whether decay applies to norm vectors too. Default: true. */
+  decayNorms?: boolean
+  /**
+   * What stands behind a weight that the model stores in NVFP4: nothing more ('nvfp4'), a second NVFP4 tensor with what
+   * the codes miss, or a master copy. Weights that the model stores dense are updated in place. Default: 'nvfp4'.
+   */
+  weights?: OptimizerWeights
+  /** What holds both moments. `state` is another name for it. Default: 'nvfp4'. */
+  moments?: Moments
+  state?: Moments
+  /** How backward() keeps gradients; trainStep keeps none. Default: 'fp32'. */
   gradients?: GradientStorage
-  /** Rows updated at a time, 1 or more: less scratch when small. No effect on results. Default: 256. */
+  /** Sum more than four micro-batches in NVFP4, whose error grows with each. Default: false. */
+  allowManyMicroBatches?: boolean
+  /** Rows whose gradient exists at once, 1 or more: less scratch when small, the same results. Default: 1024. */
   stepChunkRows?: number
   /** Seed of stochastic rounding, 0 to 2^64 − 1. Default: 0. */
   seed?: number | bigint
@@ -125,6 +130,8 @@ export interface StepOptions {
   lr?: number
   /** Scales gradients so that their global norm is at most this, above 0. Default: no clipping. */
   maxGradNorm?: number
+  /** Keep the gradients instead of consuming them, for another step or to read them. Default: false. */
+  keepGradients?: boolean
   signal?: AbortSignal
 }
 
@@ -137,18 +144,30 @@ export interface TrainBatch {
   shifted?: boolean
 }
 
-export interface TrainStepOptions extends StepOptions {
+export interface TrainStepOptions {
+  /** Learning rate of this step. Default: the optimizer's. */
+  lr?: number
+  /** Clips by the norm of the previous step's gradients, as this step's is known only at its end. Default: no clipping. */
+  maxGradNorm?: number
+  /** As in LossOptions. Default: 'all'. */
   recompute?: Recompute
+  /** Counts until the first update; from then on the step runs to its end. */
+  signal?: AbortSignal
 }
 
+/** What a step did. */
 export interface StepStats {
   /** Number of updates made so far, this one included. */
   step: number
   lr: number
   /** Global norm of the gradients before clipping. */
   gradNorm: number
+  /** What clipping multiplied the gradients with; 1 without. */
+  clipScale: number
   /** Root mean square of the Adam direction: about 0.2 to 1; growth means noise in the second moment. */
   updateRms: number
+  /** Fraction of NVFP4 weight codes that the step changed. */
+  changedCodes: number
 }
 
 export interface TrainStepStats extends StepStats {
@@ -200,7 +219,7 @@ export interface GeneratedToken {
   finishReason?: FinishReason
 }
 
-export interface LinearSteOptions extends DeviceOptions {
+export interface LinearSteOptions {
   /** N, rows of a weight given as values. */
   rows?: number
   /** K, columns of the weight; a multiple of 16. */
@@ -220,7 +239,7 @@ export interface MemoryOptions {
   batch?: number
   /** How matrices are kept. Default: 'nvfp4'. */
   weights?: Storage
-  /** As in OptimizerOptions. Default: 'as-stored'. */
+  /** `weights` of OptimizerOptions. Default: 'nvfp4'. */
   optimizerWeights?: OptimizerOptions['weights']
   /** As in OptimizerOptions. Default: 'nvfp4'. */
   moments?: OptimizerOptions['moments']

@@ -1,6 +1,15 @@
 // The addon's exports. types/native.ts is this list in TypeScript.
 #include <napi.h>
 
+#include "binding/environment.h"
+#include "binding/native_device.h"
+#include "binding/native_kv_cache.h"
+#include "binding/native_linear_ste.h"
+#include "binding/native_memory.h"
+#include "binding/native_model.h"
+#include "binding/native_optimizer.h"
+#include "binding/native_tape.h"
+#include "binding/native_tensor.h"
 #include "binding/ops/ops.h"
 
 namespace {
@@ -13,6 +22,21 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   qn::register_nvfp4_ops(env, ops);
   qn::register_adamw_ops(env, ops);
   exports.Set("ops", ops);
+
+  auto* environment = new qn::Environment(env);
+  env.SetInstanceData(environment);
+  const Napi::Function kv_cache = qn::NativeKvCache::define(env);
+  environment->kv_cache_class = Napi::Persistent(kv_cache);
+  environment->tensor_class = Napi::Persistent(qn::NativeTensor::define(env));
+  environment->tape_class = Napi::Persistent(qn::NativeTape::define(env));
+  environment->linear_ste_class = Napi::Persistent(qn::NativeLinearSte::define(env));
+  exports.Set("Cancel", qn::NativeCancel::define(env));
+  exports.Set("Device", qn::NativeDevice::define(env));
+  exports.Set("Model", qn::NativeModel::define(env));
+  exports.Set("KvCache", kv_cache);
+  exports.Set("Optimizer", qn::NativeOptimizer::define(env));
+  exports.Set("linearSte", Napi::Function::New<qn::NativeLinearSte::JsForward>(env, "linearSte"));
+  exports.Set("estimateMemory", Napi::Function::New<qn::JsEstimateMemory>(env, "estimateMemory"));
   return exports;
 }
 

@@ -6,18 +6,24 @@ namespace qn {
 
 Lane::Lane() : thread_([this] { loop(); }) {}
 
-Lane::~Lane() {
+Lane::~Lane() { stop(); }
+
+void Lane::stop() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   wake_.notify_all();
-  thread_.join();
+  if (thread_.joinable()) thread_.join();
+  std::deque<std::function<void()>> dropped;
+  std::lock_guard lock(mutex_);
+  dropped.swap(jobs_);
 }
 
 void Lane::submit(std::function<void()> job) {
   {
     std::lock_guard lock(mutex_);
+    if (stopping_) return;
     jobs_.push_back(std::move(job));
   }
   wake_.notify_one();

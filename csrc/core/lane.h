@@ -12,7 +12,6 @@ namespace qn {
 class Lane {
  public:
   Lane();
-  // Runs no job that has not started; drops them, waits for the running one, joins.
   ~Lane();
   Lane(const Lane&) = delete;
   Lane& operator=(const Lane&) = delete;
@@ -20,6 +19,9 @@ class Lane {
   // `job` must not throw. Jobs run one at a time.
   void submit(std::function<void()> job);
   int pending() const;
+  // Runs no job that has not started: waits for the running one, joins, then destroys the others on the calling thread.
+  // Later jobs are destroyed at once. Idempotent; not for the lane itself to call.
+  void stop();
 
  private:
   void loop();

@@ -1,0 +1,53 @@
+// A model with what training hangs on it. Shared by the JavaScript objects made from it, which keep it in memory but
+// refuse to work once it is disposed.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "model/model.h"
+#include "train/gradient_store.h"
+
+namespace qn {
+
+struct ModelState {
+  ModelState(std::shared_ptr<Device> device, const ModelConfig& config) : model(std::move(device), config) {}
+
+  // JS thread.
+  void require_alive(const char* object) const {
+    if (disposed) fail(Code::kDisposed, "%s belongs to a model that was disposed", object);
+  }
+  const std::shared_ptr<Device>& device() const { return model.shared_device(); }
+
+  // On the lane. The parameter of a name, or Error(kInvalidArgument).
+  Parameter& parameter(const std::string& name) {
+    Parameter* found = model.find(name);
+    if (!found) fail(Code::kInvalidArgument, "Expected the name of a parameter but received '%s'", name.c_str());
+    return *found;
+  }
+
+  // On the lane. The store of gradients in this form; another form is refused while sums are kept.
+  GradientStore& gradient_store(const GradientStore::Options& options) {
+    if (gradients && gradients->micro_batches() > 0) {
+      if (gradient_options.format != options.format) {
+        fail(Code::kInvalidArgument, "gradients are already being summed in another form; step or zeroGrad first");
+      }
+      return *gradients;
+    }
+    if (!gradients || gradient_options.format != options.format || gradient_options.allow_many != options.allow_many ||
+        gradient_options.seed != options.seed) {
+      gradients = std::make_unique<GradientStore>(model, options);
+      gradient_options = options;
+    }
+    return *gradients;
+  }
+
+  Model model;
+  bool disposed = false;  // JS thread only
+  // Lane only.
+  std::unique_ptr<GradientStore> gradients;
+  GradientStore::Options gradient_options;
+};
+
+}  // namespace qn

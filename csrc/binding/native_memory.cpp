@@ -1,0 +1,41 @@
+#include "binding/native_memory.h"
+
+#include "binding/native_model.h"
+#include "binding/native_optimizer.h"
+#include "binding/train_args.h"
+#include "train/memory_estimate.h"
+
+namespace qn {
+
+Napi::Value JsEstimateMemory(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const Napi::Object js = object_of(info[1]);
+    MemoryPlanArgs args;
+    args.training = bool_of(js.Get("training"));
+    args.B = int_of(js.Get("batch"));
+    args.T = int_of(js.Get("tokens"));
+    args.threads = static_cast<int>(int_of(js.Get("threads")));
+    args.weights = storage_of(string_of(js.Get("weights")));
+    args.optimizer.weights = weight_mode_of(string_of(js.Get("optimizerWeights")));
+    args.optimizer.moments = moment_format_of(string_of(js.Get("moments")));
+    args.optimizer.step_chunk_rows = int_of(js.Get("stepChunkRows"));
+    const std::string gradients = string_of(js.Get("gradients"));
+    args.keep_gradients = !gradients.empty();
+    if (args.keep_gradients) args.gradients = gradient_format_of(gradients);
+    args.recompute = recompute_of(string_of(js.Get("recompute")));
+    args.cache_tokens = int_of(js.Get("cacheTokens"));
+    args.cache_dtype = storage_of(string_of(js.Get("cacheDtype"))) == Storage::kF32 ? DType::kF32 : DType::kF16;
+
+    const MemoryBytes bytes = estimate_memory(config_of(info[0]), args);
+    Napi::Object out = Napi::Object::New(info.Env());
+    int64_t total = 0;
+    for (int kind = 0; kind < kMemoryKinds; ++kind) {
+      total += bytes[static_cast<size_t>(kind)];
+      out.Set(memory_kind_name(static_cast<MemoryKind>(kind)), double(bytes[static_cast<size_t>(kind)]));
+    }
+    out.Set("total", double(total));
+    return Napi::Value(out);
+  });
+}
+
+}  // namespace qn
