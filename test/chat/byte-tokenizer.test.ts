@@ -34,7 +34,9 @@ describe('makeByteTokenizer', () => {
     ])
     expect([...tokenizer.encode('low')]).toEqual([260])
     expect(tokenizer.encode(' 神話')).toHaveLength(1)
-    expect(Object.values(model.vocab)).toEqual(Array.from({ length: made.vocabSize }, (_, id) => id))
+    expect(Object.values(model.vocab).sort((a, b) => a - b)).toEqual(
+      Array.from({ length: made.vocabSize }, (_, id) => id),
+    )
   })
 
   test('keeps the ids of bytes and special tokens whatever the text', () => {
