@@ -5,7 +5,13 @@
 
 namespace qn {
 
-const AttentionKernels& attention_kernels(Isa isa) { return attention_kernels_portable(); }
+const AttentionKernels& attention_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return attention_kernels_avx512();
+  if (isa == Isa::kAvx2) return attention_kernels_avx2();
+#endif
+  return attention_kernels_portable();
+}
 
 void check_attention_shape(const AttentionShape& shape) {
   const auto& [B, T, Q, KV, D] = shape;

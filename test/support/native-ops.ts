@@ -1,5 +1,6 @@
 /** The synchronous single ops of the addon, for test/ops and benchmarks/ops (see csrc/binding/ops/ops.h). */
 import bindings from 'bindings'
+import { createRequire } from 'node:module'
 import { resolve } from 'node:path'
 
 export interface OpOptions {
@@ -10,10 +11,13 @@ export interface OpOptions {
 // eslint-disable-next-line @typescript-eslint/no-explicit-any
 type Ops = Record<string, (...args: any[]) => any>
 
+// Jest runs this as CommonJS, tsx as an ES module; both start in the repository root.
+const load = createRequire(resolve('package.json'))
+
 /** The normal build, or the one that QN_ADDON_PATH names (scripts/test-asan.mjs). */
 const addon = process.env.QN_ADDON_PATH
-  ? (require(process.env.QN_ADDON_PATH) as { ops: Ops })
-  : (bindings({ bindings: 'qwen3_nvfp4', module_root: resolve(__dirname, '../..') }) as { ops: Ops })
+  ? (load(process.env.QN_ADDON_PATH) as { ops: Ops })
+  : (bindings({ bindings: 'qwen3_nvfp4', module_root: resolve('.') }) as { ops: Ops })
 
 export const ops: Ops = addon.ops
 
