@@ -10,6 +10,9 @@ namespace qn {
 
 namespace {
 
+// Weights of one piece of a matrix-vector product: tens of microseconds, so that pieces even out without costing.
+constexpr int64_t kGemvPiece = 1 << 17;
+
 GemmOperand activations(const float* data, int64_t rows, int64_t cols, int64_t stride, bool depth_is_columns) {
   WeightView view;
   view.rows = rows;
@@ -37,11 +40,70 @@ double reference_value(const WeightView& w, int64_t at) {
   return 0;
 }
 
+void run_gemv(GemvArgs args, void (*gemv)(const GemvArgs&, int64_t, int64_t), const Cpu& cpu) {
+  const int64_t grain = std::max<int64_t>(1, kGemvPiece / args.K);
+  cpu.pool.run(args.N, grain, [&](int64_t begin, int64_t end, int) { gemv(args, begin, end); });
+}
+
+// The product by rows of the weight, for few tokens; false when there are too many for it.
+bool linear_gemv(float* y, const float* x, const WeightView& w, int64_t T, bool accumulate, const Cpu& cpu) {
+  const LinearKernels& kernels = linear_kernels(cpu.isa);
+  const int64_t N = w.rows, K = w.cols;
+  if (T < 1 || T > kernels.gemv_tokens || K == 0) return false;
+  cpu.check_cancelled();
+  GemvArgs args{.y = y,
+                .x = x,
+                .weight = w.dense,
+                .scales = nullptr,
+                .global_scale = 1,
+                .T = T,
+                .N = N,
+                .K = K,
+                .x_stride = K,
+                .accumulate = accumulate};
+  switch (w.storage) {
+    case Storage::kF32:
+      run_gemv(args, kernels.gemv_f32, cpu);
+      return true;
+    case Storage::kF16:
+      run_gemv(args, kernels.gemv_f16, cpu);
+      return true;
+    case Storage::kBF16:
+      run_gemv(args, kernels.gemv_bf16, cpu);
+      return true;
+    case Storage::kNvfp4:
+      break;
+  }
+  const int64_t stride = (K + kernels.gemv_chunk - 1) / kernels.gemv_chunk * kernels.gemv_chunk;
+  if (T * stride * static_cast<int64_t>(sizeof(float)) > kWorkerScratchBytes) return false;
+  float* ordered = cpu.pool.scratch<float>(0);  // this thread's; the others only read it
+  for (int64_t t = 0; t < T; ++t) kernels.order(ordered + t * stride, x + t * K, K);
+  args.x = ordered;
+  args.x_stride = stride;
+  const auto add = [&](const Nvfp4View& packed) {
+    args.weight = packed.codes;
+    args.scales = packed.scales;
+    args.global_scale = packed.global_scale;
+    run_gemv(args, kernels.gemv_nvfp4, cpu);
+    args.accumulate = true;
+  };
+  add(w.packed);
+  if (w.has_residual()) add(w.residual);
+  return true;
+}
+
 }  // namespace
 
-const LinearKernels& linear_kernels(Isa isa) { return kLinearPortable; }
+const LinearKernels& linear_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return kLinearAvx512;
+  if (isa == Isa::kAvx2) return kLinearAvx2;
+#endif
+  return kLinearPortable;
+}
 
 void linear_cpu(float* y, const float* x, const WeightView& w, int64_t T, bool accumulate, const Cpu& cpu) {
+  if (linear_gemv(y, x, w, T, accumulate, cpu)) return;
   const int64_t N = w.rows, K = w.cols;
   gemm_cpu({.c = y,
             .c_stride = N,
