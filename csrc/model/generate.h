@@ -20,8 +20,11 @@ struct GenerateArgs {
 
 enum class FinishReason : uint8_t { kMaxTokens, kStopId, kCacheFull, kCancelled };
 
-// on_token runs on the lane; returning false ends generation (kCancelled). Every produced token except the last one is
-// in the cache when this returns. The cancel token ends it between tokens with kCancelled, without an error.
+// The prompt is prefilled in pieces of at most 512 tokens, and written whole or not at all: an error or a cancellation
+// in the middle takes it back. The draw of a token is addressed by its position in the cache. The id that makes the run
+// of max_repeats complete is not reported. on_token runs on the lane; returning false ends generation (kCancelled).
+// Every produced token except the last one is in the cache when this returns. The cancel token ends it between tokens
+// with kCancelled, without an error.
 FinishReason generate(Model& model, KvCache& cache, const GenerateArgs& args,
                       const std::function<bool(const Sampled&)>& on_token, const Cpu& cpu);
 

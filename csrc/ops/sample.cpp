@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <iterator>
 #include <ranges>
 
 #include "core/philox.h"
@@ -13,7 +14,7 @@ namespace qn {
 
 namespace {
 
-// How many of the likeliest tokens top-p sorts first; eight times as many after each miss.
+// The nucleus of most distributions is smaller than this: top-p looks there before it starts halving.
 constexpr int64_t kFirstNucleus = 128;
 
 float checked_max(const float* logits, int64_t V) {
@@ -51,51 +52,66 @@ std::vector<int32_t> largest(const float* values, int64_t V, int64_t count) {
   return ids;
 }
 
-// Probabilities up to a common factor: the likeliest token weighs 1.
-class Weights {
- public:
-  Weights(const float* logits, float max, float temperature)
-      : logits_(logits), max_(max), temperature_(static_cast<double>(temperature)) {}
-  double operator[](int32_t id) const { return std::exp((static_cast<double>(logits_[id]) - max_) / temperature_); }
-
- private:
-  const float* logits_;
-  double max_, temperature_;
+// A token that may be drawn; weights are probabilities up to a common factor, the likeliest token weighs 1.
+struct Candidate {
+  double weight;
+  int32_t id;
 };
 
-// Cuts `ranked`, likeliest first, behind the token at which the running sum reaches `wanted`; false if it never does.
-bool cut_nucleus(std::vector<int32_t>& ranked, const Weights& weights, double wanted) {
-  double sum = 0;
-  for (size_t i = 0; i < ranked.size(); ++i) {
-    sum += weights[ranked[i]];
-    if (sum < wanted) continue;
-    ranked.resize(i + 1);
-    return true;
-  }
-  return false;
+bool likelier(const Candidate& a, const Candidate& b) {
+  return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
 }
 
-// top-k, then top-p of what is left, without ever sorting the whole vocabulary unless the distribution is that flat.
-std::vector<int32_t> likeliest(const std::vector<float>& logits, const Weights& weights, const SampleOptions& options) {
+double total_weight(auto begin, auto end) {
+  double sum = 0;
+  for (; begin != end; ++begin) sum += begin->weight;
+  return sum;
+}
+
+// What top-k leaves, in the order of ids.
+std::vector<Candidate> candidates(const std::vector<float>& logits, float max, const SampleOptions& options) {
   const auto V = static_cast<int64_t>(logits.size());
-  const int64_t limit = options.top_k > 0 ? std::min<int64_t>(options.top_k, V) : V;
-  if (options.top_p >= 1) {
-    if (limit < V) return largest(logits.data(), V, limit);
-    const auto all = std::views::iota(int32_t{0}, static_cast<int32_t>(V));
-    return {all.begin(), all.end()};
+  const double temperature = static_cast<double>(options.temperature);
+  std::vector<Candidate> out;
+  const auto add = [&](int32_t id) {
+    const double above = static_cast<double>(logits[static_cast<size_t>(id)]) - static_cast<double>(max);
+    out.push_back({std::exp(above / temperature), id});
+  };
+  if (options.top_k > 0 && options.top_k < V) {
+    std::vector<int32_t> ids = largest(logits.data(), V, options.top_k);
+    std::ranges::sort(ids);
+    for (const int32_t id : ids) add(id);
+  } else {
+    out.reserve(static_cast<size_t>(V));
+    for (int32_t id = 0; id < V; ++id) add(id);
   }
-  std::vector<int32_t> ranked = limit < V ? largest(logits.data(), V, limit) : std::vector<int32_t>{};
-  double total = 0;
-  if (limit < V) {
-    for (const int32_t id : ranked) total += weights[id];
-    cut_nucleus(ranked, weights, options.top_p * total);
-    return ranked;
+  return out;
+}
+
+// The token at which the running sum, likeliest first, reaches top_p of the total. Halves the range that holds it
+// instead of sorting a vocabulary of which nearly everything would be dropped.
+Candidate crossing_token(const std::vector<Candidate>& all, double top_p) {
+  const double total = total_weight(all.begin(), all.end());
+  // All tokens below this together weigh less than what top-p leaves over, so the crossing one is not among them.
+  const double floor = (1 - top_p) * total / static_cast<double>(all.size());
+  std::vector<Candidate> tokens;
+  std::ranges::copy_if(all, std::back_inserter(tokens), [&](const Candidate& token) { return token.weight >= floor; });
+  double missing = top_p * total;
+  auto low = tokens.begin(), high = tokens.end();
+  int64_t step = kFirstNucleus;
+  while (high - low > 1) {
+    const auto middle = low + std::min<int64_t>(step, (high - low) / 2);
+    std::nth_element(low, middle, high, likelier);
+    const double sum = total_weight(low, middle);
+    if (sum >= missing) {
+      high = middle;
+    } else {
+      missing -= sum;
+      low = middle;
+    }
+    step = high - low;
   }
-  for (int32_t id = 0; id < V; ++id) total += weights[id];
-  for (int64_t count = kFirstNucleus;; count *= 8) {
-    ranked = largest(logits.data(), V, count);
-    if (cut_nucleus(ranked, weights, options.top_p * total) || count >= V) return ranked;
-  }
+  return *low;
 }
 
 // In (0, 1) on 52 bits: with 24 the tail of a vocabulary of 151,936 could never be drawn in its true proportion.
@@ -108,17 +124,18 @@ double draw(uint64_t seed, int64_t position) {
 int32_t choose(const std::vector<float>& logits, int64_t position, const SampleOptions& options) {
   const auto best = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   if (options.temperature == 0) return best;
-  const Weights weights(logits.data(), logits[static_cast<size_t>(best)], options.temperature);
-  std::vector<int32_t> kept = likeliest(logits, weights, options);
-  if (options.min_p > 0) std::erase_if(kept, [&](int32_t id) { return weights[id] < options.min_p; });
-  // In the order of ids, so that a filter that removes nothing changes no draw.
-  std::ranges::sort(kept);
-  double total = 0;
-  for (const int32_t id : kept) total += weights[id];
-  double rest = draw(options.seed, position) * total;
-  for (const int32_t id : kept) {
-    rest -= weights[id];
-    if (rest < 0) return id;
+  std::vector<Candidate> kept = candidates(logits, logits[static_cast<size_t>(best)], options);
+  if (options.top_p < 1) {
+    const Candidate last = crossing_token(kept, static_cast<double>(options.top_p));
+    std::erase_if(kept, [&](const Candidate& token) { return likelier(last, token); });
+  }
+  if (options.min_p > 0)
+    std::erase_if(kept, [&](const Candidate& token) { return token.weight < static_cast<double>(options.min_p); });
+  // Still in the order of ids, so that a filter that removes nothing changes no draw.
+  double rest = draw(options.seed, position) * total_weight(kept.begin(), kept.end());
+  for (const Candidate& token : kept) {
+    rest -= token.weight;
+    if (rest < 0) return token.id;
   }
   return best;  // rounding left a remainder
 }
