@@ -48,6 +48,7 @@ export const errorCodes = {
   CONFIG_INVALID: 'A config.json is not JSON, or a field of it is missing, of the wrong kind or contradictory.',
   CONFIG_NOT_FOUND: 'No config.json was found for a checkpoint; the message lists where it was looked for.',
   CONFIG_UNSUPPORTED: 'A config.json describes a model that is not a dense Qwen3; the message names the field.',
+  CHECKPOINT_BAD_INDEX: 'A model.safetensors.index.json is broken or contradicts its files.',
   CHECKPOINT_BAD_SCALE: 'An NVFP4 tensor of a checkpoint has a global scale that is not a positive number.',
   CHECKPOINT_MISSING_TENSORS: 'A checkpoint lacks tensors that its configuration needs; the message lists them.',
   CHECKPOINT_NOT_FOUND: 'A path is neither a .dat file nor a Hugging Face directory with safetensors files.',

@@ -1,0 +1,126 @@
+import { readFile, stat } from 'node:fs/promises'
+import { basename, dirname, join, resolve } from 'node:path'
+import type { ByteSourceInput, TensorEntry } from '../../types/format'
+import { ioError, Qwen3Nvfp4Error, throwIfAborted } from '../errors'
+import { DatReader } from '../format/dat-reader'
+import { SafetensorsReader } from '../format/safetensors'
+import type { TensorReader } from '../format/tensor-reader'
+import type { IndexedEntry } from './checkpoint-match'
+
+/** Open readers over the files of one checkpoint, and their entries in order. */
+export class CheckpointFiles implements AsyncDisposable {
+  readonly entries: IndexedEntry[] = []
+  readonly paths: string[] = []
+  readonly #readers: TensorReader<TensorEntry>[] = []
+
+  private constructor(readonly isDat: boolean) {}
+
+  /** A .dat, a safetensors file, or a folder with model.safetensors or its index. */
+  static async open(path: string, signal?: AbortSignal): Promise<CheckpointFiles> {
+    const { isDat, paths, weightMap } = await findFiles(resolve(path))
+    const files = new CheckpointFiles(isDat)
+    try {
+      for (const each of paths) {
+        throwIfAborted(signal)
+        files.#add(each, await (isDat ? DatReader.open(each, { signal }) : SafetensorsReader.open(each)))
+      }
+      if (weightMap) files.#checkWeightMap(weightMap)
+      return files
+    } catch (error) {
+      await files.close()
+      throw error
+    }
+  }
+
+  read(entry: IndexedEntry): Promise<Uint8Array> {
+    return this.#readers[entry.file]!.readBytes(entry.key)
+  }
+
+  async close(): Promise<void> {
+    for (const reader of this.#readers) await reader.close()
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  #add(path: string, reader: TensorReader<TensorEntry>): void {
+    const file = this.paths.push(path) - 1
+    this.#readers.push(reader)
+    for (const entry of reader.entries) this.entries.push({ ...entry, file })
+  }
+
+  #checkWeightMap(weightMap: ReadonlyMap<string, string>): void {
+    const keys = new Set<string>()
+    for (const { key, file } of this.entries) {
+      const path = this.paths[file]!
+      if (keys.has(key)) throw badIndex(path, `tensor ${key} is in two files`)
+      if (weightMap.get(key) !== basename(path)) {
+        throw badIndex(path, `holds ${key}, which the index puts into ${weightMap.get(key) ?? 'no file'}`)
+      }
+      keys.add(key)
+    }
+    const absent = [...weightMap.keys()].find((key) => !keys.has(key))
+    if (absent !== undefined) throw badIndex(this.paths[0]!, `the index names ${absent}, which no file has`)
+  }
+}
+
+/** Opens the file that a passed-through tensor came from. */
+export function openTensorFile(path: ByteSourceInput & string): Promise<TensorReader<TensorEntry>> {
+  return path.endsWith('.safetensors') ? SafetensorsReader.open(path) : DatReader.open(path)
+}
+
+interface Found {
+  isDat: boolean
+  paths: string[]
+  weightMap?: Map<string, string>
+}
+
+async function findFiles(path: string): Promise<Found> {
+  let isFolder: boolean
+  try {
+    isFolder = (await stat(path)).isDirectory()
+  } catch (cause) {
+    throw ioError('open', path, cause)
+  }
+  if (!isFolder) return { isDat: !path.endsWith('.safetensors'), paths: [path] }
+  const single = join(path, 'model.safetensors')
+  if (await exists(single)) return { isDat: false, paths: [single] }
+  const index = join(path, 'model.safetensors.index.json')
+  if (await exists(index)) {
+    const weightMap = await readWeightMap(index)
+    const names = [...new Set(weightMap.values())].sort()
+    return { isDat: false, paths: names.map((name) => join(dirname(index), name)), weightMap }
+  }
+  const message = `${path} has no model.safetensors and no model.safetensors.index.json; pass a .dat by its own path`
+  throw new Qwen3Nvfp4Error('CHECKPOINT_NOT_FOUND', message, { file: path })
+}
+
+async function readWeightMap(path: string): Promise<Map<string, string>> {
+  let map: unknown
+  try {
+    map = (JSON.parse(await readFile(path, 'utf8')) as { weight_map?: unknown } | null)?.weight_map
+  } catch (cause) {
+    throw new Qwen3Nvfp4Error('CHECKPOINT_BAD_INDEX', `${path}: cannot be read as JSON`, { cause, file: path })
+  }
+  if (typeof map !== 'object' || map === null || Object.keys(map).length === 0)
+    throw badIndex(path, 'has no weight_map')
+  for (const [key, name] of Object.entries(map)) {
+    // A file of the same folder: the index must not reach elsewhere on the disk.
+    if (typeof name !== 'string' || name !== basename(name) || !name.endsWith('.safetensors')) {
+      throw badIndex(path, `weight_map puts ${key} into ${JSON.stringify(name)}, which is no safetensors file name`)
+    }
+  }
+  return new Map(Object.entries(map as Record<string, string>))
+}
+
+function badIndex(path: string, message: string): Qwen3Nvfp4Error {
+  return new Qwen3Nvfp4Error('CHECKPOINT_BAD_INDEX', `${path}: ${message}`, { file: path })
+}
+
+export async function exists(path: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    () => false,
+  )
+}

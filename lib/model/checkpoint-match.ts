@@ -1,0 +1,159 @@
+import type { Checkpoint, LayoutEntry, ParameterPart } from '../../types/checkpoint'
+import type { Qwen3Config } from '../../types/config'
+import type { DTypeName, TensorEntry } from '../../types/format'
+import type { NativeFileRange, NativeTensorSource } from '../../types/native'
+import { Qwen3Nvfp4Error } from '../errors'
+import { findElementType } from '../format/element-types'
+import { parameterSpecs, type ParameterSpec } from './parameter-specs'
+
+/** An entry and the number of its file. */
+export interface IndexedEntry extends TensorEntry {
+  file: number
+}
+
+/** Names listed in an error before it says how many more there are. */
+const listed = 20
+
+const suffixes: Record<Exclude<ParameterPart, 'values'>, string> = {
+  codes: '.qdata',
+  scales: '.scale',
+  globalScale: '.scale_2',
+}
+
+/** Element types that each part may have in a file, and what they are to the core. Ids 0 and 1 are raw E4M3 bits. */
+const partTypes: Record<ParameterPart, Partial<Record<DTypeName, NativeFileRange['dtype']>>> = {
+  values: { float32: 'f32', float16: 'f16', bfloat16: 'bf16' },
+  codes: { uint8: 'u8', int8: 'u8', float4_e2m1fn_x2: 'u8' },
+  scales: { float8_e4m3fn: 'e4m3', uint8: 'e4m3', int8: 'e4m3', float16: 'f16', float32: 'f32' },
+  globalScale: { float32: 'f32' },
+}
+
+/** A file with a head of its own is an untied model, in either spelling of either form. */
+export function hasOwnHead(entries: readonly { key: string }[]): boolean {
+  const names = new Set(['lm_head.weight', 'lm_head.weight.qdata', 'lm_head.qdata'])
+  return entries.some(({ key }) => names.has(key))
+}
+
+/** Finds every parameter of `config` among the entries, by name; shapes and types must fit. Reads nothing. */
+export function matchParameters(
+  config: Qwen3Config,
+  entries: readonly IndexedEntry[],
+  files: readonly string[],
+): { found: Map<string, Partial<Record<ParameterPart, IndexedEntry>>>; unused: IndexedEntry[] } {
+  const byKey = new Map(entries.map((entry) => [entry.key, entry]))
+  const found = new Map<string, Partial<Record<ParameterPart, IndexedEntry>>>()
+  const missing: string[] = []
+  for (const spec of parameterSpecs(config)) {
+    const parts = findParts(spec.name, byKey)
+    if (parts.codes && !parts.scales) missing.push(`${parts.codes.key.slice(0, -suffixes.codes.length)}.scale`)
+    if (!parts.codes && !parts.values) missing.push(spec.name)
+    for (const [part, entry] of Object.entries(parts)) checkPart(spec, part as ParameterPart, entry, files)
+    found.set(spec.name, parts)
+    for (const entry of Object.values(parts)) byKey.delete(entry.key)
+  }
+  if (missing.length > 0) {
+    const message = `${files[0]} lacks ${listNames(missing)} that its configuration needs`
+    throw new Qwen3Nvfp4Error('CHECKPOINT_MISSING_TENSORS', message, { file: files[0], key: missing[0] })
+  }
+  return { found, unused: [...byKey.values()] }
+}
+
+export function refuseUnused(unused: readonly IndexedEntry[], files: readonly string[]): void {
+  const first = unused[0]
+  if (!first) return
+  const names = listNames(unused.map(({ key }) => key))
+  const message = `${files[first.file]} has ${names} that the model does not use; load with strict: false to keep such tensors as they are`
+  throw new Qwen3Nvfp4Error('CHECKPOINT_UNEXPECTED_TENSORS', message, { file: files[first.file], key: first.key })
+}
+
+/** The core's sources, with the global scales that the caller has read. */
+export function toSources(
+  found: ReadonlyMap<string, Partial<Record<ParameterPart, IndexedEntry>>>,
+  globalScales: ReadonlyMap<string, number>,
+): NativeTensorSource[] {
+  return [...found].map(([parameter, parts]) => {
+    if (!parts.codes) return { parameter, values: toRange('values', parts.values!) }
+    const globalScale = globalScales.get(parameter)
+    return {
+      parameter,
+      codes: toRange('codes', parts.codes),
+      scales: toRange('scales', parts.scales!),
+      globalScale: globalScale ?? 1,
+      twoLevel: globalScale !== undefined,
+    }
+  })
+}
+
+/** Remembers a `.dat` entry by entry; of other files only what the model does not use, which has no default place. */
+export function toLayout(
+  entries: readonly IndexedEntry[],
+  found: ReadonlyMap<string, Partial<Record<ParameterPart, IndexedEntry>>>,
+  unused: ReadonlySet<IndexedEntry>,
+  files: readonly string[],
+  remembersParameters: boolean,
+): Checkpoint['layout'] {
+  const owners = new Map<IndexedEntry, { parameter: string; part: ParameterPart }>()
+  for (const [parameter, parts] of found) {
+    for (const [part, entry] of Object.entries(parts)) owners.set(entry, { parameter, part: part as ParameterPart })
+  }
+  const layout: LayoutEntry[] = []
+  for (const entry of entries) {
+    const { key, dtype, shape, file } = entry
+    const owner = owners.get(entry)
+    const elementType = findElementType(dtype)?.id
+    if (owner && remembersParameters) layout.push({ key, elementType: elementType!, shape, ...owner })
+    if (!unused.has(entry)) continue
+    if (elementType === undefined) throw unsupportedType(entry, files, 'a tensor that a .dat can keep')
+    layout.push({ key, elementType, shape, file: files[file]! })
+  }
+  return { entries: layout }
+}
+
+/** `X.weight.qdata` before `X.qdata`; NVFP4 before raw values, which are then left over. */
+function findParts(name: string, byKey: ReadonlyMap<string, IndexedEntry>) {
+  const parts: Partial<Record<ParameterPart, IndexedEntry>> = {}
+  const stem = [name, name.replace(/\.weight$/, '')].find((spelling) => byKey.has(spelling + suffixes.codes))
+  if (stem === undefined) {
+    const values = byKey.get(name)
+    return values ? { values } : parts
+  }
+  for (const [part, suffix] of Object.entries(suffixes)) {
+    const entry = byKey.get(stem + suffix)
+    if (entry) parts[part as ParameterPart] = entry
+  }
+  return parts
+}
+
+function checkPart(spec: ParameterSpec, part: ParameterPart, entry: IndexedEntry, files: readonly string[]): void {
+  const { rows, cols, isVector } = spec
+  const packs = !isVector && cols % 16 === 0
+  const shapes: Record<ParameterPart, number[] | undefined> = {
+    values: isVector ? [cols] : [rows, cols],
+    codes: packs ? [rows, cols / 2] : undefined,
+    scales: packs ? [rows, cols / 16] : undefined,
+    globalScale: entry.shape.length === 1 ? [1] : [],
+  }
+  const expected = shapes[part]
+  if (!expected || expected.join() !== entry.shape.join()) {
+    const form = isVector ? `f32[${cols}]` : `[${rows}, ${cols}]`
+    const needs = expected ? `[${expected.join(', ')}] of parameter ${form}` : `no NVFP4 for parameter ${form}`
+    const message = `${files[entry.file]}: Expected ${needs} for ${entry.key} but received [${entry.shape.join(', ')}]`
+    throw new Qwen3Nvfp4Error('CHECKPOINT_SHAPE_MISMATCH', message, { file: files[entry.file], key: entry.key })
+  }
+  if (!partTypes[part][entry.dtype]) throw unsupportedType(entry, files, Object.keys(partTypes[part]).join(' | '))
+}
+
+function toRange(part: ParameterPart, { file, offset, bytes, dtype }: IndexedEntry): NativeFileRange {
+  return { file, offset, bytes, dtype: partTypes[part][dtype]! }
+}
+
+function unsupportedType(entry: IndexedEntry, files: readonly string[], expected: string): Qwen3Nvfp4Error {
+  const file = files[entry.file]
+  const message = `${file}: Expected ${expected} for ${entry.key} but received ${entry.dtype}`
+  return new Qwen3Nvfp4Error('CHECKPOINT_UNSUPPORTED_TYPE', message, { file, key: entry.key })
+}
+
+function listNames(names: readonly string[]): string {
+  const more = names.length > listed ? ` and ${names.length - listed} more` : ''
+  return `${names.length} tensor${names.length === 1 ? '' : 's'} (${names.slice(0, listed).join(', ')}${more})`
+}

@@ -1,0 +1,115 @@
+import { resolve } from 'node:path'
+import type { CheckpointLayout, ParameterSource } from '../../types/checkpoint'
+import type { Qwen3Config } from '../../types/config'
+import type { LongOperationOptions, TensorEntry } from '../../types/format'
+import { checkOneOf, checkPath } from '../check'
+import { Qwen3Nvfp4Error } from '../errors'
+import { writeFileAtomic } from '../format/atomic-file'
+import { DatWriter } from '../format/dat-writer'
+import { checkLongOptions, type TensorReader } from '../format/tensor-reader'
+import { configCandidates } from './checkpoint'
+import { exists, openTensorFile } from './checkpoint-files'
+import { readQwen3Config, toConfigJson } from './config'
+import { planEntries, readPlanned, type PlannedEntry, type SavedScales } from './save-plan'
+
+export interface SaveDatOptions extends LongOperationOptions {
+  /**
+   * Levels of the NVFP4 scales. 'as-loaded' writes what the model has: the prior one-level layout stays exactly that.
+   * 'one-level' refuses a tensor with a global scale; 'two-level' writes one for every tensor. Default: 'as-loaded'.
+   */
+  scales?: SavedScales
+  /**
+   * What to do with the NVFP4 residuals of training with 'nvfp4+residual', which a `.dat` cannot hold. Default: 'refuse',
+   * because without them the saved model is not quite the trained one.
+   */
+  residual?: 'refuse' | 'drop'
+}
+
+export interface SavedModel {
+  config: Qwen3Config
+  /** The layout of the file that the model came from; absent: the default one. */
+  layout?: CheckpointLayout
+}
+
+/**
+ * Writes every parameter as a `.dat`, atomically, and the configuration beside it: as `config.json` where none is, or as
+ * `<name>.config.json` where another one is. Without changes a loaded `.dat` is written byte for byte as it was.
+ */
+export async function saveDat(
+  source: ParameterSource,
+  path: string | URL,
+  { config, layout = { entries: [] } }: SavedModel,
+  options: SaveDatOptions = {},
+): Promise<{ bytes: number; configPath: string }> {
+  const target = resolve(checkPath('path', path))
+  const { signal, onProgress } = checkLongOptions(options)
+  const scales = checkOneOf('scales', options.scales ?? 'as-loaded', ['as-loaded', 'one-level', 'two-level'])
+  refuseResiduals(source, checkOneOf('residual', options.residual ?? 'refuse', ['refuse', 'drop']))
+
+  const plan = await planEntries(source, layout, scales)
+  const totalBytes = plan.reduce((sum, { bytes }) => sum + bytes, 0)
+  await using passed = new PassedThrough()
+  await using writer = await DatWriter.create(target, { entries: plan.length, signal })
+  let doneBytes = 0
+  for (const entry of plan) {
+    const payload = entry.form ? readPlanned(source, entry) : await passed.stream(entry)
+    const counted = count(payload, (bytes) => onProgress?.({ doneBytes: (doneBytes += bytes), totalBytes }))
+    await writer.write(entry.key, entry.elementType, entry.shape, counted)
+  }
+  const { bytes } = await writer.finish()
+  return { bytes, configPath: await writeConfig(target, config) }
+}
+
+async function* count(chunks: AsyncIterable<Uint8Array>, onBytes: (bytes: number) => void) {
+  for await (const chunk of chunks) {
+    yield chunk
+    onBytes(chunk.length)
+  }
+}
+
+function refuseResiduals(source: ParameterSource, policy: 'refuse' | 'drop'): void {
+  const first = policy === 'refuse' && source.parameters.find(({ residual }) => residual)
+  if (!first) return
+  const message = `${first.name} has an NVFP4 residual, which a .dat cannot hold; residual: 'drop' saves the codes alone`
+  throw new Qwen3Nvfp4Error('SAVE_LAYOUT_MISMATCH', message, { key: first.name })
+}
+
+/** A configuration that describes the model already is left as it is; only `<name>.config.json` is ever replaced. */
+async function writeConfig(dat: string, config: Qwen3Config): Promise<string> {
+  const [own, common] = configCandidates(dat)
+  const ownExists = await exists(own)
+  const commonExists = await exists(common)
+  const present = ownExists ? own : commonExists ? common : undefined
+  if (present && (await describesModel(present, config))) return present
+  const path = present ? own : common
+  await writeFileAtomic(path, new TextEncoder().encode(`${JSON.stringify(toConfigJson(config), null, 2)}\n`))
+  return path
+}
+
+async function describesModel(path: string, config: Qwen3Config): Promise<boolean> {
+  const present = await readQwen3Config(path).catch(() => undefined)
+  if (!present) return false
+  // An untied head is in the file, which has the last word; a tied model needs a configuration that says so.
+  const comparable = config.tieWordEmbeddings ? present : { ...present, tieWordEmbeddings: false }
+  return JSON.stringify(toConfigJson(comparable)) === JSON.stringify(toConfigJson(config))
+}
+
+/** Tensors that the model does not use, read again from where they came. */
+class PassedThrough implements AsyncDisposable {
+  readonly #readers = new Map<string, TensorReader<TensorEntry>>()
+
+  async stream({ key, file, shape, bytes }: PlannedEntry): Promise<AsyncIterable<Uint8Array>> {
+    const reader = this.#readers.get(file!) ?? (await openTensorFile(file!))
+    this.#readers.set(file!, reader)
+    const entry = reader.has(key) ? reader.entry(key) : undefined
+    if (!entry || entry.bytes !== bytes || entry.shape.join() !== shape.join()) {
+      const message = `${file} no longer has the tensor ${key} [${shape.join(', ')}] that is to be kept`
+      throw new Qwen3Nvfp4Error('SAVE_LAYOUT_MISMATCH', message, { file, key })
+    }
+    return reader.stream(key)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const reader of this.#readers.values()) await reader.close()
+  }
+}

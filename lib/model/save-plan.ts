@@ -1,0 +1,164 @@
+import type {
+  CheckpointLayout,
+  LayoutEntry,
+  ParameterForm,
+  ParameterPart,
+  ParameterSource,
+} from '../../types/checkpoint'
+import { Qwen3Nvfp4Error } from '../errors'
+import { findElementType, payloadBytes } from '../format/element-types'
+import { fromFloat32, toFloat32, type FloatType } from '../format/floats'
+
+export type SavedScales = 'as-loaded' | 'one-level' | 'two-level'
+
+/** One entry of the file to write; `form` is absent for a tensor that is only passed through. */
+export interface PlannedEntry extends LayoutEntry {
+  form?: ParameterForm
+  bytes: number
+}
+
+type Remembered = ReadonlyMap<ParameterPart, LayoutEntry>
+
+/** Bytes of a parameter that are in memory at a time. */
+const chunkBytes = 4 << 20
+
+const storageTypes = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' } as const
+
+/**
+ * The entries of the file: those of the layout in its order, with its keys and element types as long as these hold the
+ * present values exactly; then the parameters that the layout does not know, in the default form.
+ */
+export async function planEntries(
+  source: ParameterSource,
+  layout: CheckpointLayout,
+  scales: SavedScales,
+): Promise<PlannedEntry[]> {
+  const remembered = new Map<string, Map<ParameterPart, LayoutEntry>>()
+  for (const entry of layout.entries) {
+    if (entry.parameter === undefined) continue
+    const parts = remembered.get(entry.parameter) ?? new Map<ParameterPart, LayoutEntry>()
+    remembered.set(entry.parameter, parts.set(entry.part!, entry))
+  }
+  const wanted = new Map<string, PlannedEntry[]>()
+  for (const form of source.parameters) {
+    wanted.set(form.name, await parameterEntries(source, form, remembered.get(form.name) ?? new Map(), scales))
+  }
+
+  const planned: PlannedEntry[] = []
+  for (const entry of layout.entries) {
+    if (entry.parameter === undefined) {
+      planned.push({ ...entry, bytes: entryBytes(entry) })
+      continue
+    }
+    const entries = wanted.get(entry.parameter) ?? []
+    const parts = remembered.get(entry.parameter)!
+    // The same parts stay where they were; another form takes the place of the first one.
+    const unchanged = entries.length === parts.size && entries.every(({ part }) => parts.has(part!))
+    if (unchanged) planned.push(entries.find(({ part }) => part === entry.part)!)
+    else if (parts.values().next().value === entry) planned.push(...entries)
+  }
+  for (const { name } of source.parameters) if (!remembered.has(name)) planned.push(...wanted.get(name)!)
+  return planned
+}
+
+/** The payload of a planned parameter entry, converted from the form in memory. */
+export async function* readPlanned(source: ParameterSource, entry: PlannedEntry): AsyncGenerator<Uint8Array> {
+  const form = entry.form!
+  if (entry.part === 'globalScale') {
+    yield new Uint8Array(Float32Array.of(form.globalScale).buffer)
+    return
+  }
+  const part = entry.part as 'values' | 'codes' | 'scales'
+  const stored = storedType(form, part)
+  const written = findElementType(entry.elementType)!.dtype
+  const converts = stored && isFloat(written) && written !== stored
+  for await (const bytes of readStored(source, form, part)) {
+    yield converts ? fromFloat32(written, toFloat32(stored, bytes)) : bytes
+  }
+}
+
+/** `values`, or `codes`, `scales` and, of a two-level tensor, `globalScale`. */
+async function parameterEntries(
+  source: ParameterSource,
+  form: ParameterForm,
+  remembered: Remembered,
+  scales: SavedScales,
+): Promise<PlannedEntry[]> {
+  const { name, rows, cols, isVector, storage } = form
+  const entry = (part: ParameterPart, key: string, elementType: number, shape: number[]): PlannedEntry => {
+    const old = remembered.get(part)
+    const planned = { key, elementType, shape, ...old, parameter: name, part, form }
+    return { ...planned, bytes: entryBytes(planned) }
+  }
+  if (storage !== 'nvfp4') {
+    const planned = entry('values', name, findElementType(storageTypes[storage])!.id, isVector ? [cols] : [rows, cols])
+    if (await holdsExactly(source, planned)) return [planned]
+    const elementType = findElementType(storageTypes[storage])!.id
+    return [{ ...planned, elementType, bytes: entryBytes({ ...planned, elementType }) }]
+  }
+  const scaleKey = remembered.get('scales')?.key ?? `${name}.scale`
+  const entries = [
+    entry('codes', `${name}.qdata`, 0, [rows, cols / 2]),
+    entry('scales', scaleKey, 101, [rows, cols / 16]),
+  ]
+  if (hasSecondLevel(form, scales)) entries.push(entry('globalScale', `${scaleKey}_2`, 6, []))
+  return entries
+}
+
+function hasSecondLevel({ name, twoLevel, globalScale }: ParameterForm, scales: SavedScales): boolean {
+  if (scales === 'one-level' && globalScale !== 1) {
+    const message =
+      `${name} has a global scale of ${globalScale}, which the one-level layout cannot hold, ` +
+      "and requantising would change its values; save with scales: 'as-loaded'"
+    throw new Qwen3Nvfp4Error('SAVE_LAYOUT_MISMATCH', message, { key: name })
+  }
+  return scales === 'two-level' || (scales === 'as-loaded' && (twoLevel || globalScale !== 1))
+}
+
+/**
+ * Whether every present value survives the element type of the file that was loaded: a file of fp16 norms that the
+ * optimizer keeps in fp32 is written as fp16 again while nothing has changed, and as fp32 once fp16 would lose bits.
+ */
+async function holdsExactly(source: ParameterSource, entry: PlannedEntry): Promise<boolean> {
+  const stored = storedType(entry.form!, 'values')!
+  const written = findElementType(entry.elementType)!.dtype
+  if (written === stored || written === 'float32') return true
+  if (!isFloat(written)) return false
+  for await (const bytes of readStored(source, entry.form!, 'values')) {
+    const values = toFloat32(stored, bytes)
+    const back = toFloat32(written, fromFloat32(written, values))
+    if (values.some((value, i) => value !== back[i])) return false
+  }
+  return true
+}
+
+async function* readStored(
+  source: ParameterSource,
+  { name, rows, cols, storage }: ParameterForm,
+  part: 'values' | 'codes' | 'scales',
+): AsyncGenerator<Uint8Array> {
+  const perElement = { values: storage === 'fp32' ? 4 : 2, codes: 1 / 2, scales: 1 / 16 }[part]
+  const total = rows * cols * perElement
+  for (let offset = 0; offset < total; offset += chunkBytes) {
+    const length = Math.min(chunkBytes, total - offset)
+    const bytes = await source.read(name, part, offset, length)
+    if (bytes.length !== length) {
+      throw new Qwen3Nvfp4Error('INTERNAL', `${name} gave ${bytes.length} of ${length} bytes`, { key: name })
+    }
+    yield bytes
+  }
+}
+
+/** The type that a part has in memory; codes have none that converts. */
+function storedType({ storage }: ParameterForm, part: 'values' | 'codes' | 'scales'): FloatType | undefined {
+  if (part === 'codes') return undefined
+  return part === 'scales' || storage === 'nvfp4' ? 'float8_e4m3fn' : storageTypes[storage]
+}
+
+function isFloat(dtype: string): dtype is Exclude<FloatType, 'float8_e4m3fn'> {
+  return dtype === 'float32' || dtype === 'float16' || dtype === 'bfloat16'
+}
+
+function entryBytes({ shape, elementType }: LayoutEntry): number {
+  return payloadBytes(shape, findElementType(elementType)!.bytes)!
+}

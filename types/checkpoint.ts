@@ -1,0 +1,53 @@
+import type { Qwen3Config } from './config'
+import type { NativeTensorSource } from './native'
+import type { Storage } from './tensor'
+
+export type ParameterPart = 'values' | 'codes' | 'scales' | 'globalScale'
+
+/** One entry of the file that a model came from: a part of a parameter, or a tensor that the model does not use. */
+export interface LayoutEntry {
+  key: string
+  /** The `.dat` id. */
+  elementType: number
+  shape: number[]
+  /** Absent for a tensor that is only passed through. */
+  parameter?: string
+  part?: ParameterPart
+  /** Where a passed-through tensor is read again when it is written. */
+  file?: string
+}
+
+/** What a saved file is to look like: entries in order. Parameters without one get the default entries. */
+export interface CheckpointLayout {
+  entries: LayoutEntry[]
+}
+
+/** A checkpoint whose index was read and checked against its configuration; no payload has been read. */
+export interface Checkpoint {
+  /** What the file holds: tied exactly when it has no head of its own. */
+  config: Qwen3Config
+  /** Absolute paths that `sources` count. */
+  files: string[]
+  /** One a parameter, in the core's order. */
+  sources: NativeTensorSource[]
+  layout: CheckpointLayout
+}
+
+/** The present form of a parameter, as a model describes it. */
+export interface ParameterForm {
+  name: string
+  rows: number
+  cols: number
+  isVector: boolean
+  storage: Storage
+  twoLevel: boolean
+  globalScale: number
+  /** Whether an NVFP4 residual exists beside the codes. */
+  residual?: boolean
+}
+
+/** Where saveDat reads parameters: bytes of `values` in the storage's own type, of `codes` or of E4M3 `scales`. */
+export interface ParameterSource {
+  readonly parameters: readonly ParameterForm[]
+  read(name: string, part: 'values' | 'codes' | 'scales', offset: number, length: number): Promise<Uint8Array>
+}
