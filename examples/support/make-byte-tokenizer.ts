@@ -53,24 +53,39 @@ function countWords(text: string): Word[] {
 // A pair of ids as one number, so that maps need no strings; the vocabulary is far below 2^20.
 const pairOf = (left: number, right: number) => left * 2 ** 20 + right
 
-/** The pair that occurs most, the one of the lowest ids among equals; undefined when none occurs twice. */
-function mostFrequentPair(words: readonly Word[]): number | undefined {
-  const counts = new Map<number, number>()
-  for (const { ids, count } of words) {
-    for (let i = 1; i < ids.length; i++) {
-      const pair = pairOf(ids[i - 1]!, ids[i]!)
-      counts.set(pair, (counts.get(pair) ?? 0) + count)
+/** How often every pair of neighbours occurs, and in which words, so that a merge looks only at those. */
+class PairCounts {
+  readonly #pairs = new Map<number, { count: number; words: Set<Word> }>()
+
+  /** Counts the pairs of a word; with `times` -1, takes them back. */
+  add(word: Word, times: 1 | -1 = 1): void {
+    for (let i = 1; i < word.ids.length; i++) {
+      const pair = pairOf(word.ids[i - 1]!, word.ids[i]!)
+      const entry = this.#pairs.get(pair) ?? { count: 0, words: new Set<Word>() }
+      entry.count += times * word.count
+      entry.words.add(word)
+      if (entry.count > 0) this.#pairs.set(pair, entry)
+      else this.#pairs.delete(pair)
     }
   }
-  let best: number | undefined
-  let most = 1
-  for (const [pair, count] of counts) {
-    if (count > most || (count === most && best !== undefined && pair < best)) {
-      best = pair
-      most = count
-    }
+
+  /** The words that have had this pair; some may have lost it to other merges. */
+  wordsWith(pair: number): Word[] {
+    return [...(this.#pairs.get(pair)?.words ?? [])]
   }
-  return best
+
+  /** The pair that occurs most, the one of the lowest ids among equals; undefined when none occurs twice. */
+  mostFrequent(): number | undefined {
+    let best: number | undefined
+    let most = 1
+    for (const [pair, { count }] of this.#pairs) {
+      if (count > most || (count === most && best !== undefined && pair < best)) {
+        best = pair
+        most = count
+      }
+    }
+    return best
+  }
 }
 
 function mergeIn(word: Word, left: number, right: number, merged: number): void {
@@ -86,14 +101,19 @@ function mergeIn(word: Word, left: number, right: number, merged: number): void 
 
 /** Byte pair encoding: again and again, the most frequent pair of neighbours becomes a token (Sennrich et al., 2016). */
 function learnMerges(text: string, count: number, firstId: number): [number, number][] {
-  const words = countWords(text)
+  const pairs = new PairCounts()
+  for (const word of countWords(text)) pairs.add(word)
   const merges: [number, number][] = []
   while (merges.length < count) {
-    const pair = mostFrequentPair(words)
+    const pair = pairs.mostFrequent()
     if (pair === undefined) break
     const left = Math.floor(pair / 2 ** 20)
     const right = pair % 2 ** 20
-    for (const word of words) mergeIn(word, left, right, firstId + merges.length)
+    for (const word of pairs.wordsWith(pair)) {
+      pairs.add(word, -1)
+      mergeIn(word, left, right, firstId + merges.length)
+      pairs.add(word)
+    }
     merges.push([left, right])
   }
   return merges
