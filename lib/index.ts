@@ -28,6 +28,23 @@ export type { OpenCheckpointOptions } from './model/checkpoint'
 export { parseQwen3Config, readQwen3Config, toConfigJson } from './model/config'
 export { saveDat } from './model/save-dat'
 export type { SaveDatOptions, SavedModel } from './model/save-dat'
+export { compareForwardPaths } from './model/compare-forward-paths'
+export type {
+  ForwardPathComparison,
+  ForwardPathReport,
+  LayerDifference,
+  RankedToken,
+  CompareOptions,
+} from './model/compare-forward-paths'
+export { DeviceTensor } from './model/device-tensor'
+export { DifferentiableForwardResult, ForwardResult } from './model/forward-result'
+export { KvCache } from './model/kv-cache'
+export { Loss } from './model/loss'
+export type { MemoryUse } from './model/memory'
+export { PackedAdamW } from './model/packed-adamw'
+export { Parameter } from './model/parameter'
+export { Qwen3Nvfp4Model } from './model/qwen3-nvfp4-model'
+export { LinearSteResult } from './ops/linear-ste'
 
 export type * from '../types/chat'
 export type * from '../types/checkpoint'

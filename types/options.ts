@@ -19,8 +19,15 @@ export interface LoadOptions extends DeviceOptions {
   config?: Qwen3Config
   /** How matrices are kept. Default: as stored for a .dat file, 'nvfp4' for a Hugging Face directory. */
   weights?: Storage
-  /** 'nvfp4' also quantises an embedding that a .dat file stores raw; 'as-stored' keeps it. Default: 'as-stored'. */
+  /**
+   * With weights 'nvfp4': whether an embedding that the file stores dense is quantised too. Default: 'as-stored' for a
+   * .dat file, 'nvfp4' for a Hugging Face directory.
+   */
   embedding?: 'as-stored' | 'nvfp4'
+  /** Levels of NVFP4 scales of what is quantised here. Default: 'two-level'. */
+  scales?: 'two-level' | 'one-level'
+  /** How block scales are chosen of what is quantised here: 'four-over-six' has about 8 % less error. Default: 'amax'. */
+  scaleRule?: 'amax' | 'four-over-six'
   /** Refuse files with tensors that the model does not use. Default: true. */
   strict?: boolean
   /** Stops the load; the promise rejects with signal.reason. */

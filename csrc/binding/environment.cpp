@@ -1,20 +1,16 @@
 #include "binding/environment.h"
 
+#include "core/cuda_device.h"
+
 namespace qn {
 
 namespace {
 
 [[noreturn]] void refuse_device(const std::string& name) {
   if (name.rfind("cuda", 0) == 0) {
-#if defined(QN_WITH_CUDA)
+    require_cuda();
     fail(Code::kUnsupported, "device %s: the model does not run on CUDA yet in this version; use device 'cpu'",
          name.c_str());
-#else
-    fail(Code::kCudaUnavailable,
-         "device %s: this build has no CUDA; rebuild where nvcc is found (QN_CUDA=on npm rebuild qwen3-nvfp4) or use "
-         "device 'cpu'",
-         name.c_str());
-#endif
   }
   fail(Code::kInvalidArgument, "Expected 'cpu' or 'cuda:N' for device but received '%s'", name.c_str());
 }

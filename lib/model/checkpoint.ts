@@ -70,7 +70,7 @@ async function findConfig(files: CheckpointFiles, modelDir: string | undefined):
 }
 
 /** A configuration made by hand goes through the same checks as one from a file. */
-function checkConfig(config: Qwen3Config): Qwen3Config {
+export function checkConfig(config: Qwen3Config): Qwen3Config {
   return parseQwen3Config(toConfigJson(checkOptions(config, 'config')), 'config')
 }
 

@@ -1,0 +1,121 @@
+/** The two ways to a model with weights, down to the native object. */
+import type { CheckpointLayout } from '../../types/checkpoint'
+import type { Qwen3Config } from '../../types/config'
+import type { NativeDevice, NativeLoadOptions, NativeModel, NativeParameterInfo } from '../../types/native'
+import type { InitializeOptions, LoadOptions } from '../../types/options'
+import type { Storage } from '../../types/tensor'
+import { checkFunction, checkNumber, checkOneOf, checkOptions, checkSeed, checkSignal } from '../check'
+import { callNative } from '../errors'
+import { native } from '../native'
+import { openDevice, runNative } from '../native-call'
+import { checkConfig, openCheckpoint } from './checkpoint'
+import { toNativeConfig } from './memory'
+
+const storages: readonly Storage[] = ['nvfp4', 'fp32', 'fp16', 'bf16']
+
+export interface OpenedModel {
+  config: Qwen3Config
+  device: NativeDevice
+  model: NativeModel
+  parameters: NativeParameterInfo[]
+  layout?: CheckpointLayout
+}
+
+/** Fills a new native model; one that cannot be filled is freed again. */
+async function open(
+  config: Qwen3Config,
+  device: NativeDevice,
+  fill: (model: NativeModel) => Promise<void>,
+): Promise<OpenedModel> {
+  const model = callNative(() => new (native().Model)(device, toNativeConfig(config)))
+  try {
+    await fill(model)
+    return { config, device, model, parameters: await model.describe() }
+  } catch (error) {
+    await model.dispose()
+    throw error
+  }
+}
+
+export async function initializeNative(config: Qwen3Config, options?: InitializeOptions): Promise<OpenedModel> {
+  const given = checkOptions(options, 'options', ['device', 'threads', 'seed', 'stddev', 'weights', 'scales', 'signal'])
+  const checked = checkConfig(config)
+  const args = {
+    seed: checkSeed('seed', given.seed ?? 0),
+    stddev: checkNumber('stddev', given.stddev ?? 0.02, { above: 0 }),
+    storage: checkOneOf('weights', given.weights ?? 'nvfp4', storages),
+    twoLevel: checkOneOf('scales', given.scales ?? 'two-level', ['two-level', 'one-level']) === 'two-level',
+  }
+  const signal = checkSignal(given.signal)
+  return open(checked, openDevice(given), (model) => runNative(signal, (cancel) => model.initialize(args, cancel)))
+}
+
+export async function loadNative(path: string | URL, options?: LoadOptions): Promise<OpenedModel> {
+  const given = checkOptions(options, 'options', [
+    'device',
+    'threads',
+    'modelDir',
+    'config',
+    'weights',
+    'embedding',
+    'scales',
+    'scaleRule',
+    'strict',
+    'signal',
+    'onProgress',
+  ])
+  const signal = checkSignal(given.signal)
+  const onProgress = checkFunction('onProgress', given.onProgress)
+  const weights = given.weights === undefined ? undefined : checkOneOf('weights', given.weights, storages)
+  checkOneOf('embedding', given.embedding ?? 'nvfp4', ['as-stored', 'nvfp4'])
+  checkOneOf('scales', given.scales ?? 'two-level', ['two-level', 'one-level'])
+  checkOneOf('scaleRule', given.scaleRule ?? 'amax', ['amax', 'four-over-six'])
+  // The device first: it is the cheapest of what may be refused.
+  const device = openDevice(given)
+  const { modelDir, config, strict } = given
+  const checkpoint = await openCheckpoint(path, { modelDir, config, strict, signal })
+  const opened = await open(checkpoint.config, device, (model) =>
+    loadParameters(model, checkpoint.files, checkpoint.sources, plan(given, weights, checkpoint.files), {
+      signal,
+      onProgress,
+    }),
+  )
+  return { ...opened, layout: checkpoint.layout }
+}
+
+/** A .dat file keeps what it stores; a Hugging Face directory is quantised unless told otherwise. */
+function plan(given: LoadOptions, weights: Storage | undefined, files: readonly string[]): NativeLoadOptions {
+  const isDat = !files[0]!.endsWith('.safetensors')
+  const form = weights ?? (isDat ? undefined : 'nvfp4')
+  return {
+    quantize: form === 'nvfp4',
+    dense: form === undefined || form === 'nvfp4' ? '' : form,
+    quantizeRawEmbedding: (given.embedding ?? (isDat ? 'as-stored' : 'nvfp4')) === 'nvfp4',
+    twoLevel: (given.scales ?? 'two-level') === 'two-level',
+    scaleRule: given.scaleRule ?? 'amax',
+  }
+}
+
+/** An error of the caller's own onProgress ends the load and is what it rejects with. */
+async function loadParameters(
+  model: NativeModel,
+  files: string[],
+  sources: Parameters<NativeModel['load']>[1],
+  options: NativeLoadOptions,
+  { signal, onProgress }: Pick<LoadOptions, 'signal' | 'onProgress'>,
+): Promise<void> {
+  const failed = new AbortController()
+  const report =
+    onProgress &&
+    ((doneBytes: number, totalBytes: number) => {
+      if (failed.signal.aborted) return
+      try {
+        onProgress({ doneBytes, totalBytes })
+      } catch (error) {
+        failed.abort(error)
+      }
+    })
+  const either = signal ? AbortSignal.any([signal, failed.signal]) : failed.signal
+  await runNative(either, (cancel) => model.load(files, sources, options, report, cancel))
+  failed.signal.throwIfAborted()
+}

@@ -1,0 +1,72 @@
+import { availableParallelism } from 'node:os'
+import type { Qwen3Config } from '../../types/config'
+import type { NativeConfig, NativeMemoryBytes, NativeMemoryPlan } from '../../types/native'
+import type { MemoryEstimate, MemoryOptions } from '../../types/options'
+import { checkBoolean, checkInteger, checkOneOf, checkOptions } from '../check'
+import { callNative } from '../errors'
+import { native } from '../native'
+
+export function toNativeConfig(config: Qwen3Config): NativeConfig {
+  return {
+    H: config.hiddenSize,
+    L: config.numHiddenLayers,
+    Q: config.numAttentionHeads,
+    KV: config.numKeyValueHeads,
+    D: config.headDim,
+    F: config.intermediateSize,
+    V: config.vocabSize,
+    ropeBase: config.ropeTheta,
+    eps: config.rmsNormEps,
+    tied: config.tieWordEmbeddings,
+  }
+}
+
+/** Bytes of a model in use: on its device by kind, and of what belongs to the model itself. */
+export interface MemoryUse extends NativeMemoryBytes {
+  /** The highest total since the device was opened or `resetMemoryPeak`. */
+  peak: number
+  /** This model's weights and scales, and the gradients kept for it. */
+  model: { weights: number; scales: number; gradients: number }
+}
+
+/** Bytes that a model will need, by kind, from its configuration alone. */
+export function estimateMemory(config: NativeConfig, options: MemoryOptions): MemoryEstimate {
+  const given = checkOptions(options, 'options', [
+    'mode',
+    'tokens',
+    'batch',
+    'weights',
+    'optimizerWeights',
+    'moments',
+    'gradients',
+    'trainStep',
+    'recompute',
+    'cacheTokens',
+    'cacheDtype',
+    'threads',
+    'stepChunkRows',
+  ])
+  const training = checkOneOf('mode', given.mode, ['inference', 'training']) === 'training'
+  const tokens = checkInteger('tokens', given.tokens, 1)
+  const fused = checkBoolean('trainStep', given.trainStep ?? true)
+  const plan: NativeMemoryPlan = {
+    training,
+    tokens,
+    batch: checkInteger('batch', given.batch ?? 1, 1),
+    threads: checkInteger('threads', given.threads ?? availableParallelism(), 1),
+    weights: checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', 'fp32', 'fp16', 'bf16']),
+    optimizerWeights: checkOneOf('optimizerWeights', given.optimizerWeights ?? 'nvfp4', [
+      'nvfp4',
+      'nvfp4+residual',
+      'bf16',
+      'fp32',
+    ]),
+    moments: checkOneOf('moments', given.moments ?? 'nvfp4', ['nvfp4', 'int8', 'bf16', 'fp32']),
+    gradients: fused ? '' : checkOneOf('gradients', given.gradients ?? 'fp32', ['fp32', 'bf16', 'nvfp4']),
+    recompute: checkOneOf('recompute', given.recompute ?? 'all', ['all', 'cheap', 'none']),
+    cacheTokens: checkInteger('cacheTokens', given.cacheTokens ?? (training ? 0 : tokens), 0),
+    cacheDtype: checkOneOf('cacheDtype', given.cacheDtype ?? 'fp32', ['fp32', 'fp16', 'bf16']),
+    stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? 1024, 1),
+  }
+  return callNative(() => native().estimateMemory(config, plan))
+}

@@ -1,0 +1,186 @@
+import type { NativeGradientOptions, NativeModel, NativeOptimizer, NativeOptimizerOptions } from '../../types/native'
+import type {
+  OptimizerOptions,
+  StepOptions,
+  StepStats,
+  TrainBatch,
+  TrainStepOptions,
+  TrainStepStats,
+} from '../../types/options'
+import {
+  checkBoolean,
+  checkFunction,
+  checkInteger,
+  checkNumber,
+  checkOneOf,
+  checkOptions,
+  checkPath,
+  checkSeed,
+  checkSignal,
+  wrongShape,
+  wrongType,
+} from '../check'
+import { awaitNative, callNative } from '../errors'
+import { native } from '../native'
+import { runNative } from '../native-call'
+import type { Parameter } from './parameter'
+import { checkIds, checkLabels, checkMask } from './token-batch'
+
+const optionNames = [
+  'lr',
+  'betas',
+  'eps',
+  'weightDecay',
+  'decayNorms',
+  'weights',
+  'moments',
+  'state',
+  'gradients',
+  'allowManyMicroBatches',
+  'stepChunkRows',
+  'seed',
+  'residualInForward',
+  'trainable',
+] as const
+
+const momentForms = ['nvfp4', 'int8', 'bf16', 'fp32'] as const
+
+/** What an optimizer is made of, checked. */
+export interface OptimizerPlan {
+  lr: number
+  native: NativeOptimizerOptions
+  gradients: NativeGradientOptions
+}
+
+export function checkOptimizerOptions(
+  options: OptimizerOptions | undefined,
+  parameters: readonly Parameter[],
+): OptimizerPlan {
+  const given = checkOptions(options, 'options', optionNames)
+  const { betas = [0.9, 0.999], seed: givenSeed = 0, trainable = () => true } = given
+  if (!Array.isArray(betas)) throw wrongType('two numbers', 'betas', betas)
+  if (betas.length !== 2) throw wrongShape('two numbers', 'betas', `${betas.length}`)
+  checkFunction('trainable', trainable)
+  if (given.moments !== undefined && given.state !== undefined && given.moments !== given.state) {
+    throw new RangeError(`Expected state to equal moments '${given.moments}' but received '${given.state}'`)
+  }
+  const seed = checkSeed('seed', givenSeed)
+  const trained = parameters.filter(({ name }) => trainable(name)).map(({ name }) => name)
+  if (trained.length === 0) throw new RangeError('Expected at least one parameter for trainable but received none')
+  return {
+    lr: checkNumber('lr', given.lr ?? 1e-4, { min: 0 }),
+    gradients: {
+      format: checkOneOf('gradients', given.gradients ?? 'fp32', ['fp32', 'bf16', 'nvfp4']),
+      allowMany: checkBoolean('allowManyMicroBatches', given.allowManyMicroBatches ?? false),
+      seed,
+    },
+    native: {
+      beta1: checkNumber('betas[0]', betas[0], { min: 0, below: 1 }),
+      beta2: checkNumber('betas[1]', betas[1], { min: 0, below: 1 }),
+      eps: checkNumber('eps', given.eps ?? 1e-8, { above: 0 }),
+      weightDecay: checkNumber('weightDecay', given.weightDecay ?? 0, { min: 0 }),
+      decayNorms: checkBoolean('decayNorms', given.decayNorms ?? true),
+      weights: checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', 'nvfp4+residual', 'bf16', 'fp32']),
+      moments: checkOneOf('moments', given.moments ?? given.state ?? 'nvfp4', momentForms),
+      stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? 1024, 1),
+      residualInForward: checkBoolean('residualInForward', given.residualInForward ?? true),
+      seed,
+      trainable: trained,
+    },
+  }
+}
+
+/** AdamW whose state is packed, by default to 4 bits a value. Made by `model.createOptimizer`. */
+export class PackedAdamW {
+  /** Learning rate of steps that name none; may be changed between steps. */
+  lr: number
+  readonly #native: NativeOptimizer
+  readonly #vocabSize: number
+  readonly #created: Promise<void>
+
+  /** @internal */
+  constructor(model: NativeModel, plan: OptimizerPlan, vocabSize: number) {
+    this.lr = plan.lr
+    this.#vocabSize = vocabSize
+    this.#native = callNative(() => new (native().Optimizer)(model, plan.native))
+    this.#created = awaitNative(() => this.#native.create())
+    // Whoever awaits the first call gets it; nobody has to.
+    this.#created.catch(() => {})
+  }
+
+  /** Updates the weights with the gradients of earlier backward passes, and consumes these. */
+  async step(options?: StepOptions): Promise<StepStats> {
+    const given = checkOptions(options, 'options', ['lr', 'maxGradNorm', 'keepGradients', 'signal'])
+    const args = this.#checkStep(given)
+    const keepGradients = checkBoolean('keepGradients', given.keepGradients ?? false)
+    await this.#created
+    return runNative(checkSignal(given.signal), (cancel) => this.#native.step({ ...args, keepGradients }, cancel))
+  }
+
+  /** One whole step: loss, backward pass and update in one job, layer by layer, so that no gradient is ever stored. */
+  async trainStep(batch: TrainBatch, options?: TrainStepOptions): Promise<TrainStepStats> {
+    const {
+      labels,
+      attentionMask,
+      shifted = false,
+      ids,
+    } = checkOptions(batch, 'batch', ['ids', 'labels', 'attentionMask', 'shifted'])
+    const given = checkOptions(options, 'options', ['lr', 'maxGradNorm', 'recompute', 'signal'])
+    const tokens = checkIds(ids, this.#vocabSize)
+    const args = this.#checkStep(given)
+    const pass = {
+      ...tokens,
+      labels: checkLabels(labels, tokens, this.#vocabSize),
+      mask: checkMask(attentionMask, tokens),
+      shifted: checkBoolean('shifted', shifted),
+      recompute: checkOneOf('recompute', given.recompute ?? 'all', ['all', 'cheap', 'none']),
+    }
+    await this.#created
+    return runNative(checkSignal(given.signal), (cancel) => this.#native.trainStep(pass, args, cancel))
+  }
+
+  /** Drops the gradients of earlier backward passes. */
+  async zeroGrad(): Promise<void> {
+    await this.#created
+    await awaitNative(() => this.#native.zeroGradients())
+  }
+
+  /** Writes moments, masters, residuals and counters to one file, beside it first and then renamed. */
+  async save(path: string | URL): Promise<void> {
+    const file = checkPath('path', path)
+    await this.#created
+    await awaitNative(() => this.#native.save(file))
+  }
+
+  /**
+   * Goes on where a saved optimizer was; resolves to the number of steps it had taken. With the model that was saved
+   * beside it, training continues bit for bit. Another model's state is refused (STATE_MISMATCH).
+   */
+  async load(path: string | URL): Promise<number> {
+    const file = checkPath('path', path)
+    await this.#created
+    return awaitNative(() => this.#native.load(file))
+  }
+
+  /** Bytes of moments, masters and residuals. */
+  async stateBytes(): Promise<number> {
+    await this.#created
+    return awaitNative(() => this.#native.stateBytes())
+  }
+
+  /** Frees the state; resolves when it is free. Again is harmless. */
+  async dispose(): Promise<void> {
+    await awaitNative(() => this.#native.dispose())
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+
+  #checkStep({ lr, maxGradNorm }: { lr?: number; maxGradNorm?: number }) {
+    return {
+      lr: checkNumber('lr', lr ?? this.lr, { min: 0 }),
+      maxGradNorm: maxGradNorm === undefined ? 0 : checkNumber('maxGradNorm', maxGradNorm, { above: 0 }),
+    }
+  }
+}
