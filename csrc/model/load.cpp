@@ -1,0 +1,279 @@
+#include "model/load.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <set>
+
+#include "core/file.h"
+#include "core/status.h"
+#include "model/load_pieces.h"
+#include "ops/quantize.h"
+
+namespace qn {
+
+namespace {
+
+// Elements a thread handles at a time: at most 1 MiB of f32, so that raw bytes, values and codes fit its scratch, and
+// a whole number of blocks. Progress and cancellation are looked at once a slab.
+constexpr int64_t kPiece = 256 << 10;
+constexpr int64_t kSlab = 64 * kPiece;
+static_assert(kPiece % kBlockSize == 0 && 3 * kPiece * 4 <= kWorkerScratchBytes);
+
+// Thirds of a worker's scratch.
+struct Scratch {
+  Scratch(const Cpu& cpu, int worker)
+      : raw(cpu.pool.scratch<uint8_t>(worker)),
+        more(raw + kPiece * 4),
+        values(reinterpret_cast<float*>(raw + 2 * kPiece * 4)) {}
+  uint8_t *raw, *more;
+  float* values;
+};
+
+bool packs(const Parameter& p) { return !p.is_vector && p.cols % kBlockSize == 0; }
+
+Storage storage_of(DType dtype) {
+  return dtype == DType::kF32 ? Storage::kF32 : dtype == DType::kF16 ? Storage::kF16 : Storage::kBF16;
+}
+
+// What the parameter becomes in memory.
+Storage target_storage(const Parameter& p, const TensorSource& source, const LoadOptions& options, bool is_embedding) {
+  if (p.is_vector) return options.convert_dense ? Storage::kF32 : storage_of(source.values.dtype);
+  if (options.convert_dense && (options.dense != Storage::kNvfp4 || packs(p))) {
+    return options.dense;
+  }
+  if (source.packed) return Storage::kNvfp4;
+  const bool stays = is_embedding && !options.quantize_raw_embedding;
+  const bool quantizes = options.quantize && packs(p) && !stays && !options.convert_dense;
+  return quantizes ? Storage::kNvfp4 : storage_of(source.values.dtype);
+}
+
+class Loader {
+ public:
+  Loader(const std::vector<std::string>& files, const LoadOptions& options,
+         const std::function<void(int64_t, int64_t)>& progress, const Cpu& cpu)
+      : options_(options), progress_(progress), cpu_(cpu) {
+    for (const std::string& path : files) files_.push_back(File::open_for_reading(path));
+    for (const File& file : files_) sizes_.push_back(file.size());
+  }
+
+  void check(const Parameter& p, const TensorSource& source) const {
+    if (!source.packed) {
+      check_range(p, source.values, p.count(), {DType::kF32, DType::kF16, DType::kBF16});
+      return;
+    }
+    if (!packs(p)) fail(Code::kInvalidArgument, "%s cannot be NVFP4", p.name.c_str());
+    check_range(p, source.codes, p.count() / 2, {DType::kU8});
+    check_range(p, source.scales, p.count() / kBlockSize, {DType::kE4M3, DType::kF16, DType::kF32});
+    if (!(source.global_scale > 0) || !(source.global_scale - source.global_scale == 0)) {
+      fail(Code::kInvalidArgument, "%s has a global scale of %g", p.name.c_str(), double(source.global_scale));
+    }
+  }
+
+  // Files are read once, and twice where the largest magnitude must be known before the first block is quantised.
+  void plan(const TensorSource& source, Storage target) {
+    total_ += source.packed ? source.codes.bytes + source.scales.bytes
+                            : source.values.bytes * (scans(source, target) ? 2 : 1);
+  }
+
+  void load(Parameter& p, const TensorSource& source, Storage target, MemoryLedger& ledger) {
+    p.allocate(ledger, target);
+    p.two_level = true;
+    p.global_scale = 1.0f;
+    if (source.packed && target == Storage::kNvfp4) return load_packed(p, source);
+    if (source.packed) return dequantize(p, source);
+    if (target == Storage::kNvfp4) return quantize(p, source);
+    load_dense(p, source);
+  }
+
+  void report_end() const {
+    if (progress_) progress_(total_, total_);
+  }
+
+ private:
+  bool scans(const TensorSource& source, Storage target) const {
+    return !source.packed && target == Storage::kNvfp4 && options_.two_level;
+  }
+
+  void check_range(const Parameter& p, const FileRange& range, int64_t count,
+                   std::initializer_list<DType> dtypes) const {
+    if (std::find(dtypes.begin(), dtypes.end(), range.dtype) == dtypes.end() || range.file < 0 ||
+        range.file >= static_cast<int64_t>(files_.size()) || range.offset < 0 ||
+        range.bytes != count * dtype_bytes(range.dtype)) {
+      fail(Code::kInvalidArgument, "the source of %s is not the %lld elements that it needs", p.name.c_str(),
+           (long long)count);
+    }
+    const int64_t size = sizes_[static_cast<size_t>(range.file)];
+    if (range.offset > size - range.bytes) {
+      fail(Code::kTruncated, "%s ends at byte %lld, inside %s at bytes %lld to %lld",
+           files_[static_cast<size_t>(range.file)].path().c_str(), (long long)size, p.name.c_str(),
+           (long long)range.offset, (long long)(range.offset + range.bytes));
+    }
+  }
+
+  // Elements [begin, end) of a range; `divisor` elements of the tensor share one of the range.
+  void read(void* out, const FileRange& range, int64_t begin, int64_t end) const {
+    const int64_t width = dtype_bytes(range.dtype);
+    files_[static_cast<size_t>(range.file)].read_exact(out, range.offset + begin * width, (end - begin) * width);
+  }
+
+  // work(begin, end, scratch) over [0, count) on all threads, in pieces of whole blocks; `bytes` of the files pass by.
+  template <typename Work>
+  void in_pieces(int64_t count, int64_t bytes, Work&& work) {
+    const int64_t before = done_;
+    for (int64_t slab = 0; slab < count; slab += kSlab) {
+      const int64_t length = std::min(kSlab, count - slab);
+      cpu_.pool.run(length, kPiece, [&](int64_t begin, int64_t end, int worker) {
+        cpu_.check_cancelled();
+        work(slab + begin, slab + end, Scratch(cpu_, worker));
+      });
+      done_ = before + static_cast<int64_t>(static_cast<double>(bytes) * double(slab + length) / double(count));
+      report();
+    }
+  }
+
+  // At most two hundred times.
+  void report() {
+    if (!progress_ || done_ >= total_ || (done_ - reported_) * 200 < total_) return;
+    reported_ = done_;
+    progress_(done_, total_);
+  }
+
+  // E4M3 scales of the blocks of elements [begin, end), checked.
+  void read_scales(uint8_t* out, const Parameter& p, const FileRange& range, int64_t begin, int64_t end,
+                   uint8_t* raw) const {
+    const int64_t first = begin / kBlockSize, last = end / kBlockSize;
+    const PieceName name{p.name, first, p.cols / kBlockSize};
+    if (range.dtype == DType::kE4M3) {
+      read(out, range, first, last);
+      check_scales(out, last - first, name);
+    } else {
+      read(raw, range, first, last);
+      encode_scales(out, raw, range.dtype, last - first, name);
+    }
+  }
+
+  void load_packed(Parameter& p, const TensorSource& source) {
+    p.two_level = source.two_level;
+    p.global_scale = source.two_level ? source.global_scale : 1.0f;
+    in_pieces(p.count(), source.codes.bytes + source.scales.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+      read(p.codes.as<uint8_t>() + begin / 2, source.codes, begin / 2, end / 2);
+      read_scales(p.scales.as<uint8_t>() + begin / kBlockSize, p, source.scales, begin, end, scratch.raw);
+    });
+  }
+
+  // `out` as f32: straight from the file, or through `raw`.
+  void read_values(float* out, const Parameter& p, const FileRange& range, int64_t begin, int64_t end,
+                   uint8_t* raw) const {
+    void* in = range.dtype == DType::kF32 ? static_cast<void*>(out) : raw;
+    read(in, range, begin, end);
+    check_finite(in, range.dtype, end - begin, {p.name, begin, p.cols});
+    widen(out, in, range.dtype, end - begin);
+  }
+
+  void load_dense(Parameter& p, const TensorSource& source) {
+    const int64_t width = p.storage == Storage::kF32 ? 4 : 2;
+    const bool same = storage_of(source.values.dtype) == p.storage;
+    in_pieces(p.count(), source.values.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+      uint8_t* out = p.dense.as<uint8_t>() + begin * width;
+      const PieceName name{p.name, begin, p.cols};
+      if (same) {
+        read(out, source.values, begin, end);
+        check_finite(out, source.values.dtype, end - begin, name);
+      } else {
+        read_values(scratch.values, p, source.values, begin, end, scratch.raw);
+        narrow(out, scratch.values, p.storage, end - begin, name);
+      }
+    });
+  }
+
+  void dequantize(Parameter& p, const TensorSource& source) {
+    const int64_t width = p.storage == Storage::kF32 ? 4 : 2;
+    const float global = source.two_level ? source.global_scale : 1.0f;
+    in_pieces(p.count(), source.codes.bytes + source.scales.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+      uint8_t *codes = scratch.raw, *scales = scratch.raw + kPiece / 2;
+      read(codes, source.codes, begin / 2, end / 2);
+      read_scales(scales, p, source.scales, begin, end, scratch.more);
+      // Blocks do not know their rows: 16 columns at a time is the same tensor.
+      const int64_t blocks = (end - begin) / kBlockSize;
+      dequantize_nvfp4_rows(scratch.values, codes, scales, global, kBlockSize, 0, blocks);
+      const PieceName name{p.name, begin, p.cols};
+      check_finite(scratch.values, DType::kF32, end - begin, name);
+      narrow(p.dense.as<uint8_t>() + begin * width, scratch.values, p.storage, end - begin, name);
+    });
+  }
+
+  void quantize(Parameter& p, const TensorSource& source) {
+    p.two_level = options_.two_level;
+    if (options_.two_level) {
+      std::atomic<uint32_t> largest{0};
+      in_pieces(p.count(), source.values.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+        read_values(scratch.values, p, source.values, begin, end, scratch.raw);
+        const auto bits = std::bit_cast<uint32_t>(largest_magnitude(scratch.values, end - begin));
+        uint32_t seen = largest.load(std::memory_order_relaxed);
+        while (seen < bits && !largest.compare_exchange_weak(seen, bits, std::memory_order_relaxed)) {
+        }
+      });
+      p.global_scale = two_level_global_scale(std::bit_cast<float>(largest.load()));
+    }
+    in_pieces(p.count(), source.values.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+      read_values(scratch.values, p, source.values, begin, end, scratch.raw);
+      quantize_piece({p.codes.as<uint8_t>() + begin / 2,
+                      p.scales.as<uint8_t>() + begin / kBlockSize,
+                      scratch.values,
+                      (end - begin) / kBlockSize,
+                      kBlockSize,
+                      p.global_scale,
+                      Rounding::kNearestEven,
+                      options_.scale_rule,
+                      {}});
+    });
+  }
+
+  void quantize_piece(const QuantizeArgs& args) const {
+#if defined(__x86_64__)
+    if (cpu_.isa == Isa::kAvx512) return quantize_nvfp4_rows_avx512(args, 0, args.N);
+#endif
+    quantize_nvfp4_rows(args, 0, args.N);
+  }
+
+  const LoadOptions& options_;
+  const std::function<void(int64_t, int64_t)>& progress_;
+  const Cpu& cpu_;
+  std::vector<File> files_;
+  std::vector<int64_t> sizes_;
+  int64_t done_ = 0, total_ = 0, reported_ = 0;
+};
+
+}  // namespace
+
+void load_parameters(Model& model, const std::vector<std::string>& files, const std::vector<TensorSource>& sources,
+                     const LoadOptions& options, const std::function<void(int64_t, int64_t)>& progress,
+                     const Cpu& cpu) {
+  struct Step {
+    Parameter* parameter;
+    const TensorSource* source;
+    Storage target;
+  };
+  Loader loader(files, options, progress, cpu);
+  std::vector<Step> steps;
+  std::set<const Parameter*> seen;
+  for (const TensorSource& source : sources) {
+    Parameter* p = model.find(source.parameter);
+    if (!p || !seen.insert(p).second) {
+      fail(Code::kInvalidArgument, "%s %s", source.parameter.c_str(), p ? "has two sources" : "is no parameter");
+    }
+    loader.check(*p, source);
+    const Storage target = target_storage(*p, source, options, p == &model.embedding());
+    loader.plan(source, target);
+    steps.push_back({p, &source, target});
+  }
+  for (const Parameter& p : model.parameters()) {
+    if (!seen.contains(&p)) fail(Code::kInvalidArgument, "%s has no source", p.name.c_str());
+  }
+  for (const Step& step : steps) loader.load(*step.parameter, *step.source, step.target, model.device().ledger());
+  model.mark_changed();
+  loader.report_end();
+}
+
+}  // namespace qn

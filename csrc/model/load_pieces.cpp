@@ -1,0 +1,115 @@
+#include "model/load_pieces.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "core/status.h"
+#include "format/nvfp4.h"
+
+namespace qn {
+
+namespace {
+
+float value_at(const void* values, DType dtype, int64_t i) {
+  if (dtype == DType::kF32) return static_cast<const float*>(values)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(values)[i];
+  return dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
+}
+
+// The bits of |x| order like the magnitudes, with infinities and NaNs on top: one integer maximum finds them all.
+bool all_finite(const void* values, DType dtype, int64_t count) {
+  if (dtype == DType::kF32) {
+    const auto* bits = static_cast<const uint32_t*>(values);
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, bits[i] & 0x7fffffffu);
+    return largest < 0x7f800000u;
+  }
+  const auto* bits = static_cast<const uint16_t*>(values);
+  uint16_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint16_t>(bits[i] & 0x7fffu));
+  return largest < (dtype == DType::kF16 ? 0x7c00 : 0x7f80);
+}
+
+[[noreturn]] void fail_at(Code code, const char* what, double value, const PieceName& name, int64_t i,
+                          const char* unit) {
+  const int64_t at = name.begin + i;
+  fail(code, "%s holds %s %g at row %lld, %s %lld", name.parameter.c_str(), what, value, (long long)(at / name.width),
+       unit, (long long)(at % name.width));
+}
+
+}  // namespace
+
+void check_finite(const void* values, DType dtype, int64_t count, const PieceName& name) {
+  if (all_finite(values, dtype, count)) return;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = value_at(values, dtype, i);
+    if (!(value - value == 0)) fail_at(Code::kNonFiniteWeight, "the value", value, name, i, "column");
+  }
+}
+
+void check_scales(const uint8_t* scales, int64_t count, const PieceName& name) {
+  uint8_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, scales[i]);
+  if (largest < 0x7f) return;  // 0x7f is NaN, everything above has its sign bit set
+  for (int64_t i = 0; i < count; ++i) {
+    if (scales[i] < 0x7f) continue;
+    fail_at(Code::kNonFiniteWeight, "the scale", static_cast<double>(e4m3_to_f32(scales[i])), name, i, "block");
+  }
+}
+
+void widen(float* out, const void* in, DType dtype, int64_t count) {
+  if (dtype == DType::kF32) {
+    if (out != in) std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  const auto* bits = static_cast<const uint16_t*>(in);
+  if (dtype == DType::kF16) {
+    for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(bits[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(bits[i]);
+  }
+}
+
+void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name) {
+  if (form == Storage::kF32) {
+    if (out != in) std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  auto* bits = static_cast<uint16_t*>(out);
+  if (form == Storage::kBF16) {
+    for (int64_t i = 0; i < count; ++i) bits[i] = f32_to_bf16(in[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) bits[i] = f32_to_f16(in[i]);
+  }
+  const DType dtype = form == Storage::kBF16 ? DType::kBF16 : DType::kF16;
+  if (all_finite(bits, dtype, count)) return;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = value_at(bits, dtype, i);
+    if (!(value - value == 0)) {
+      fail_at(Code::kNonFiniteWeight, "a value too large for its 16 bits,", static_cast<double>(in[i]), name, i,
+              "column");
+    }
+  }
+}
+
+void encode_scales(uint8_t* out, const void* in, DType dtype, int64_t count, const PieceName& name) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = value_at(in, dtype, i);
+    if (!(value >= 0) || std::bit_cast<uint32_t>(value) >> 31) {
+      fail_at(Code::kNonFiniteWeight, "the scale", static_cast<double>(value), name, i, "block");
+    }
+    out[i] = f32_to_e4m3(value);
+    if (e4m3_to_f32(out[i]) != value) {
+      fail_at(Code::kInvalidArgument, "a scale that is no E4M3 value,", static_cast<double>(value), name, i, "block");
+    }
+  }
+}
+
+float largest_magnitude(const float* x, int64_t count) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
+  return std::bit_cast<float>(largest);
+}
+
+}  // namespace qn

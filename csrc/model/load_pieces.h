@@ -1,0 +1,34 @@
+// What loading does to a piece of a tensor once its bytes are in memory: checks, and conversions to and from f32.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "core/dtype.h"
+#include "ops/weight_view.h"
+
+namespace qn {
+
+// A piece of a tensor for error messages: where it begins, and how wide the rows are. `width` counts blocks for scales.
+struct PieceName {
+  const std::string& parameter;
+  int64_t begin, width;
+};
+
+// count values of kF32, kF16 or kBF16. Error(kNonFiniteWeight) names the first NaN or infinity.
+void check_finite(const void* values, DType dtype, int64_t count, const PieceName& name);
+// E4M3 scales: Error(kNonFiniteWeight) names the first that is NaN or has its sign bit set.
+void check_scales(const uint8_t* scales, int64_t count, const PieceName& name);
+
+// kF32, kF16 or kBF16 to f32, exact. in and out may be the same memory only for kF32.
+void widen(float* out, const void* in, DType dtype, int64_t count);
+// f32 to f32, f16 or bf16, to nearest even. Error(kNonFiniteWeight) where a finite value overflows f16.
+void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name);
+// kF16 or kF32 scales to the E4M3 bytes of the same values. Error(kInvalidArgument) names the first value that E4M3 has
+// not, Error(kNonFiniteWeight) the first NaN or negative one.
+void encode_scales(uint8_t* out, const void* in, DType dtype, int64_t count, const PieceName& name);
+
+// max |x|; the values are finite.
+float largest_magnitude(const float* x, int64_t count);
+
+}  // namespace qn
