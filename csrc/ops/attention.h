@@ -9,7 +9,11 @@
 //
 // attention_backward: recomputes the scores from lse.
 //   dq, dk, dv  out f32, shapes of q, k, v; overwritten. dy, y in f32[B, T, Q, D].
-// Deterministic: dk and dv are summed over query heads and queries in ascending order.
+// Until a row's dq is written its first element holds Σ dy·y, so dq must alias nothing.
+//
+// Deterministic on any number of threads: every sum runs in one task, in ascending order of keys (y, dq) or of queries
+// and of their heads (dk, dv); attention_cached merges splits whose size follows from the shape. Hidden keys are not
+// read. Limits: D 1 .. 512, Q a multiple of KV. Scratch: kWorkerScratchBytes of each worker, nothing else.
 //
 // attention_cached: T new queries at positions offset .. offset+T−1 over a paged cache that already holds their keys.
 // Query t sees cache positions 0 .. offset+t. Pages hold `page_tokens` positions each, k and v as [KV, page_tokens, D]

@@ -83,7 +83,7 @@ struct ForwardTask {
     }
     keys.each_run(keys.v, rows.kv, begin, count, [&](const void* v, int64_t at, int64_t run) {
       product.a.data = x.s + at;
-      product.b = {v, keys.token_stride, keys.dtype};
+      product.b = {v, keys.token_stride, keys.dtype, true};
       product.depth = run;
       kernels.product(product);
     });

@@ -30,6 +30,7 @@ struct TileProduct {
     const void* data;
     int64_t stride;
     DType dtype = DType::kF32;  // kernels with `dot` also take kF16 and kBF16
+    bool far = false;           // in memory rather than in a cache level: worth asking for ahead of use
   } b;
   int64_t rows, columns, depth;
   bool add;

@@ -237,8 +237,8 @@ describe.each(levels)('attention over a cache on %s', (isa) => {
       { T: 1, context: 1, Q: 4, KV: 2, D: 32 },
       { T: 1, context: 64, Q: 2, KV: 2, D: 48 },
       { T: 1, context: 65, Q: 3, KV: 1, D: 15 },
-      { T: 1, context: 1501, Q: 8, KV: 2, D: 64 },
-      { T: 3, context: 1100, Q: 4, KV: 2, D: 128 },
+      { T: 1, context: 1101, Q: 4, KV: 2, D: 32 },
+      { T: 3, context: 530, Q: 4, KV: 2, D: 128 },
       { T: 5, context: 700, Q: 24, KV: 2, D: 16 },
       { T: 90, context: 200, Q: 4, KV: 2, D: 32 },
     ])('T $T at context $context, Q $Q KV $KV D $D equals the values that the cache holds', (shape) => {
