@@ -26,8 +26,9 @@ struct DequantizeArgs {
 };
 void dequantize_nvfp4_cpu(const DequantizeArgs& args, const Cpu& cpu);
 
-// 0 when there is no element. Error(kNonFiniteWeight) names the first row and column that is infinite or NaN.
-float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu);
+// 0 when there is no element. Error(kNonFiniteWeight) names the first row, counted from first_row, and column that is
+// infinite or NaN.
+float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu, int64_t first_row = 0);
 
 #if defined(QN_WITH_CUDA)
 // All pointers on the device, args.x and out 16-byte aligned, codes 8-byte aligned. Nothing is allocated and nothing

@@ -22,11 +22,11 @@ uint32_t largest_magnitude_bits(const float* x, int64_t count) {
   return largest;
 }
 
-void refuse_nonfinite(const float* x, int64_t N, int64_t K) {
+void refuse_nonfinite(const float* x, int64_t N, int64_t K, int64_t first_row) {
   for (int64_t i = 0; i < N * K; ++i) {
     if (!std::isfinite(x[i])) {
       fail(Code::kNonFiniteWeight, "the value at row %lld, column %lld is %g, which NVFP4 cannot hold",
-           static_cast<long long>(i / K), static_cast<long long>(i % K), static_cast<double>(x[i]));
+           static_cast<long long>(first_row + i / K), static_cast<long long>(i % K), static_cast<double>(x[i]));
     }
   }
 }
@@ -55,7 +55,7 @@ void dequantize_nvfp4_cpu(const DequantizeArgs& args, const Cpu& cpu) {
   });
 }
 
-float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu) {
+float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu, int64_t first_row) {
   std::atomic<uint32_t> largest{0};
   cpu.pool.run(N, rows_per_piece(K), [&](int64_t begin, int64_t end, int) {
     cpu.check_cancelled();
@@ -64,7 +64,7 @@ float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu) {
     while (seen < bits && !largest.compare_exchange_weak(seen, bits, std::memory_order_relaxed)) {
     }
   });
-  if (largest.load() >= 0x7f800000u) refuse_nonfinite(x, N, K);
+  if (largest.load() >= 0x7f800000u) refuse_nonfinite(x, N, K, first_row);
   return __builtin_bit_cast(float, largest.load());
 }
 

@@ -1,0 +1,145 @@
+#include "binding/native_codec.h"
+
+#include <vector>
+
+#include "binding/environment.h"
+#include "binding/native_device.h"
+#include "binding/native_tensor.h"
+#include "binding/values.h"
+#include "ops/quantize.h"
+
+namespace qn {
+
+namespace {
+
+JobOrder order_of(const Napi::CallbackInfo& info) {
+  return Environment::of(info.Env()).order(unwrap<NativeDevice>(info[0]).device());
+}
+
+// Work fills arrays that JavaScript first sees when the promise settles; the reference keeps their memory in place.
+struct HeldBytes {
+  HeldBytes(Napi::Env env, int64_t count) {
+    const auto array = Napi::Uint8Array::New(env, static_cast<size_t>(count));
+    data = const_cast<uint8_t*>(array.Data());
+    reference = std::make_shared<Napi::Reference<Napi::Uint8Array>>(Napi::Persistent(array));
+  }
+  Napi::Value value() const { return reference->Value(); }
+
+  uint8_t* data;
+  std::shared_ptr<Napi::Reference<Napi::Uint8Array>> reference;
+};
+
+QuantizeArgs quantize_args(const Napi::CallbackInfo& info) {
+  const Napi::Object options = object_of(info[4]);
+  const std::string rule = string_of(options.Get("scaleRule"));
+  QuantizeArgs args{};
+  args.N = int_of(info[2]);
+  args.K = int_of(info[3]);
+  args.global_scale = static_cast<float>(number_of(options.Get("globalScale")));
+  args.rounding =
+      string_of(options.Get("rounding")) == "stochastic" ? Rounding::kStochastic : Rounding::kNearestEven;
+  args.scale_rule = rule == "four-over-six" ? ScaleRule::kFourOverSix
+                    : rule == "amax-up"     ? ScaleRule::kAmaxUp
+                                            : ScaleRule::kAmax;
+  args.random.seed = seed_of(options.Get("seed"));
+  args.random.first_row = int_of(options.Get("firstRow"));
+  return args;
+}
+
+using Swizzle = void (*)(uint8_t* out, const uint8_t* in, int64_t rows, int64_t cols);
+
+Napi::Value swizzle(const Napi::CallbackInfo& info, int64_t out_bytes, int64_t in_bytes, Swizzle work) {
+  auto in = bytes_of(info[1]);
+  if (static_cast<int64_t>(in.size()) != in_bytes) fail(Code::kInvalidArgument, "the scales have another size");
+  const HeldBytes out(info.Env(), out_bytes);
+  const int64_t rows = int_of(info[2]), cols = int_of(info[3]);
+  return run_job(
+      info.Env(), order_of(info),
+      [in = std::move(in), data = out.data, rows, cols, work](const Cpu&) {
+        work(data, in.data(), rows, cols);
+        return Nothing{};
+      },
+      [out](Napi::Env, Nothing&) { return out.value(); });
+}
+
+}  // namespace
+
+Napi::Value JsAmax(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int64_t rows = int_of(info[2]), cols = int_of(info[3]), first_row = int_of(info[4]);
+    auto values = floats_of(info[1]);
+    if (static_cast<int64_t>(values.size()) != rows * cols) fail(Code::kInvalidArgument, "the values have another size");
+    return run_job(
+        info.Env(), order_of(info),
+        [values = std::move(values), rows, cols, first_row](const Cpu& cpu) {
+          return amax_cpu(values.data(), rows, cols, cpu, first_row);
+        },
+        [](Napi::Env env, float& amax) -> Napi::Value { return Napi::Number::New(env, amax); });
+  });
+}
+
+Napi::Value JsQuantizeNvfp4(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    QuantizeArgs args = quantize_args(info);
+    const int64_t count = args.N * args.K;
+    auto values = floats_of(info[1]);
+    if (static_cast<int64_t>(values.size()) != count || args.K % kBlockSize != 0) {
+      fail(Code::kInvalidArgument, "the values have another size");
+    }
+    const HeldBytes codes(info.Env(), count / 2), scales(info.Env(), count / kBlockSize);
+    args.codes = codes.data;
+    args.scales = scales.data;
+    return run_job(
+        info.Env(), order_of(info),
+        [args, values = std::move(values)](const Cpu& cpu) mutable {
+          args.x = values.data();
+          quantize_nvfp4_cpu(args, cpu);
+          return Nothing{};
+        },
+        [codes, scales](Napi::Env env, Nothing&) -> Napi::Value {
+          Napi::Object out = Napi::Object::New(env);
+          out.Set("codes", codes.value());
+          out.Set("scales", scales.value());
+          return out;
+        });
+  });
+}
+
+Napi::Value JsDequantizeNvfp4(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int64_t rows = int_of(info[3]), cols = int_of(info[4]), count = rows * cols;
+    const auto global_scale = static_cast<float>(number_of(info[5]));
+    auto codes = bytes_of(info[1]), scales = bytes_of(info[2]);
+    if (cols % kBlockSize != 0 || static_cast<int64_t>(codes.size()) != count / 2 ||
+        static_cast<int64_t>(scales.size()) != count / kBlockSize) {
+      fail(Code::kInvalidArgument, "the codes or scales have another size");
+    }
+    return read_floats(info.Env(), order_of(info), count,
+                       [codes = std::move(codes), scales = std::move(scales), rows, cols, global_scale](
+                           float* out, const Cpu& cpu) {
+                         dequantize_nvfp4_cpu({out, codes.data(), scales.data(), rows, cols, global_scale}, cpu);
+                       });
+  });
+}
+
+Napi::Value JsToBlockedScales(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int64_t rows = int_of(info[2]), cols = int_of(info[3]);
+    return swizzle(info, blocked_scales_bytes(rows, cols), rows * cols, to_blocked_scales);
+  });
+}
+
+Napi::Value JsFromBlockedScales(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int64_t rows = int_of(info[2]), cols = int_of(info[3]);
+    return swizzle(info, rows * cols, blocked_scales_bytes(rows, cols), from_blocked_scales);
+  });
+}
+
+Napi::Value JsTwoLevelGlobalScale(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    return Napi::Number::New(info.Env(), two_level_global_scale(static_cast<float>(number_of(info[0]))));
+  });
+}
+
+}  // namespace qn
