@@ -46,9 +46,12 @@ export { Parameter } from './model/parameter'
 export { Qwen3Nvfp4Model } from './model/qwen3-nvfp4-model'
 export { LinearSteResult } from './ops/linear-ste'
 
+export { dequantizeNvfp4, fromBlockedScales, quantizeNvfp4, toBlockedScales } from './ops/quantize'
+
 export type * from '../types/chat'
 export type * from '../types/checkpoint'
 export type * from '../types/format'
 export type * from '../types/config'
 export type * from '../types/options'
+export type * from '../types/quantize'
 export type * from '../types/tensor'

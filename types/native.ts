@@ -4,7 +4,7 @@
  */
 import type { DType, Storage } from './tensor'
 
-export interface NativeAddon {
+export interface NativeAddon extends NativeCodec {
   /** Single synchronous ops, for test/ops and benchmarks/ops. */
   readonly ops: Record<string, (...args: never[]) => unknown>
   Cancel: new () => NativeCancel
@@ -17,6 +17,39 @@ export interface NativeAddon {
   linearSte(device: NativeDevice, args: NativeLinearSteArgs, cancel?: NativeCancel): Promise<NativeLinearSteOutput>
   /** Synchronous arithmetic. */
   estimateMemory(config: NativeConfig, plan: NativeMemoryPlan): NativeMemoryBytes
+}
+
+/** csrc/binding/native_codec.h. Arrays are copied on the JS thread; cols is a multiple of 16, scaleCols cols / 16. */
+export interface NativeCodec {
+  amax(device: NativeDevice, values: Float32Array, rows: number, cols: number, firstRow: number): Promise<number>
+  /** Synchronous arithmetic. */
+  twoLevelGlobalScale(amax: number): number
+  quantizeNvfp4(
+    device: NativeDevice,
+    values: Float32Array,
+    rows: number,
+    cols: number,
+    options: NativeQuantizeOptions,
+  ): Promise<{ codes: Uint8Array; scales: Uint8Array }>
+  dequantizeNvfp4(
+    device: NativeDevice,
+    codes: Uint8Array,
+    scales: Uint8Array,
+    rows: number,
+    cols: number,
+    globalScale: number,
+  ): Promise<Float32Array>
+  toBlockedScales(device: NativeDevice, scales: Uint8Array, rows: number, scaleCols: number): Promise<Uint8Array>
+  fromBlockedScales(device: NativeDevice, blocked: Uint8Array, rows: number, scaleCols: number): Promise<Uint8Array>
+}
+
+export interface NativeQuantizeOptions {
+  globalScale: number
+  rounding: 'nearest' | 'stochastic'
+  scaleRule: 'amax' | 'four-over-six' | 'amax-up'
+  seed: bigint
+  /** Index of the first row in the whole matrix: addresses random bits and names rows in errors. */
+  firstRow: number
 }
 
 /** The flag behind an AbortSignal. */

@@ -2,6 +2,7 @@
 #include <napi.h>
 
 #include "binding/environment.h"
+#include "binding/native_codec.h"
 #include "binding/native_device.h"
 #include "binding/native_kv_cache.h"
 #include "binding/native_linear_ste.h"
@@ -37,6 +38,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Optimizer", qn::NativeOptimizer::define(env));
   exports.Set("linearSte", Napi::Function::New<qn::NativeLinearSte::JsForward>(env, "linearSte"));
   exports.Set("estimateMemory", Napi::Function::New<qn::JsEstimateMemory>(env, "estimateMemory"));
+  qn::register_codec(env, exports);
   return exports;
 }
 

@@ -36,8 +36,7 @@ QuantizeArgs quantize_args(const Napi::CallbackInfo& info) {
   args.N = int_of(info[2]);
   args.K = int_of(info[3]);
   args.global_scale = static_cast<float>(number_of(options.Get("globalScale")));
-  args.rounding =
-      string_of(options.Get("rounding")) == "stochastic" ? Rounding::kStochastic : Rounding::kNearestEven;
+  args.rounding = string_of(options.Get("rounding")) == "stochastic" ? Rounding::kStochastic : Rounding::kNearestEven;
   args.scale_rule = rule == "four-over-six" ? ScaleRule::kFourOverSix
                     : rule == "amax-up"     ? ScaleRule::kAmaxUp
                                             : ScaleRule::kAmax;
@@ -62,13 +61,12 @@ Napi::Value swizzle(const Napi::CallbackInfo& info, int64_t out_bytes, int64_t i
       [out](Napi::Env, Nothing&) { return out.value(); });
 }
 
-}  // namespace
-
 Napi::Value JsAmax(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const int64_t rows = int_of(info[2]), cols = int_of(info[3]), first_row = int_of(info[4]);
     auto values = floats_of(info[1]);
-    if (static_cast<int64_t>(values.size()) != rows * cols) fail(Code::kInvalidArgument, "the values have another size");
+    if (static_cast<int64_t>(values.size()) != rows * cols)
+      fail(Code::kInvalidArgument, "the values have another size");
     return run_job(
         info.Env(), order_of(info),
         [values = std::move(values), rows, cols, first_row](const Cpu& cpu) {
@@ -114,11 +112,11 @@ Napi::Value JsDequantizeNvfp4(const Napi::CallbackInfo& info) {
         static_cast<int64_t>(scales.size()) != count / kBlockSize) {
       fail(Code::kInvalidArgument, "the codes or scales have another size");
     }
-    return read_floats(info.Env(), order_of(info), count,
-                       [codes = std::move(codes), scales = std::move(scales), rows, cols, global_scale](
-                           float* out, const Cpu& cpu) {
-                         dequantize_nvfp4_cpu({out, codes.data(), scales.data(), rows, cols, global_scale}, cpu);
-                       });
+    return read_floats(
+        info.Env(), order_of(info), count,
+        [codes = std::move(codes), scales = std::move(scales), rows, cols, global_scale](float* out, const Cpu& cpu) {
+          dequantize_nvfp4_cpu({out, codes.data(), scales.data(), rows, cols, global_scale}, cpu);
+        });
   });
 }
 
@@ -140,6 +138,17 @@ Napi::Value JsTwoLevelGlobalScale(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     return Napi::Number::New(info.Env(), two_level_global_scale(static_cast<float>(number_of(info[0]))));
   });
+}
+
+}  // namespace
+
+void register_codec(Napi::Env env, Napi::Object exports) {
+  exports.Set("amax", Napi::Function::New(env, JsAmax, "amax"));
+  exports.Set("twoLevelGlobalScale", Napi::Function::New(env, JsTwoLevelGlobalScale, "twoLevelGlobalScale"));
+  exports.Set("quantizeNvfp4", Napi::Function::New(env, JsQuantizeNvfp4, "quantizeNvfp4"));
+  exports.Set("dequantizeNvfp4", Napi::Function::New(env, JsDequantizeNvfp4, "dequantizeNvfp4"));
+  exports.Set("toBlockedScales", Napi::Function::New(env, JsToBlockedScales, "toBlockedScales"));
+  exports.Set("fromBlockedScales", Napi::Function::New(env, JsFromBlockedScales, "fromBlockedScales"));
 }
 
 }  // namespace qn

@@ -15,8 +15,9 @@ export function uniformSource(seed: number): () => number {
 /** Normal(0, 1) by Box-Muller. */
 export function normals(count: number, seed: number): Float64Array {
   const uniform = uniformSource(seed)
-  return Float64Array.from(
-    { length: count },
-    () => Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform()),
-  )
+  const values = new Float64Array(count)
+  for (let i = 0; i < count; i++) {
+    values[i] = Math.sqrt(-2 * Math.log(uniform())) * Math.cos(2 * Math.PI * uniform())
+  }
+  return values
 }
