@@ -1,11 +1,10 @@
 import { dequantizeNvfp4, fromBlockedScales, quantizeNvfp4, toBlockedScales } from 'qwen3-nvfp4'
 import type { QuantizeOptions } from 'qwen3-nvfp4'
 import { ops } from '../support/native-ops'
-import { normals } from '../support/random'
+import { gaussian } from '../support/random'
 
 const rows = 33
 const cols = 48
-const gaussian = (count: number, sigma: number) => Float32Array.from(normals(count, 7), (value) => value * sigma)
 
 describe('quantizeNvfp4', () => {
   it('gives the bytes of the core, two levels and nearest rounding by default', async () => {

@@ -21,3 +21,11 @@ export function normals(count: number, seed: number): Float64Array {
   }
   return values
 }
+
+/** Normal(0, sigma) values; loops, because Float32Array.from with a function is slow on millions. */
+export function gaussian(count: number, sigma: number, seed = 7): Float32Array {
+  const base = normals(count, seed)
+  const values = new Float32Array(count)
+  for (let i = 0; i < count; i++) values[i] = base[i]! * sigma
+  return values
+}
