@@ -99,8 +99,8 @@ void adamw_halve_scales(uint8_t* scales, int64_t count);
 // Σ g² of each row, f64[row_count]; not finite when any element is not.
 void row_squares_cpu(double* squares, const float* g, int64_t row_count, int64_t K, const Cpu& cpu);
 
-// The first-moment storage by itself (gradient accumulation uses it): x f32[row_count, K] to and from rows
-// [row_begin, …) of `view`, rounded stochastically with the bits of (seed, parameter, step, kGradient).
+// The first moment's storage by itself, without √v (gradient accumulation uses it): x f32[row_count, K] to and from
+// rows [row_begin, …) of `view`, rounded stochastically with the bits of (seed, parameter, step, kGradient).
 struct StoreRowsArgs {
   int64_t row_begin = 0, row_count = 0, K = 0;
   MomentFormat format = MomentFormat::kFp32;

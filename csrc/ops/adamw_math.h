@@ -98,19 +98,27 @@ QN_ADAMW_FN uint32_t e4m3_round_up(float x) {
 QN_ADAMW_FN bool can_halve(uint32_t code) { return code >= 16 || (code >= 2 && (code & 1) == 0); }
 QN_ADAMW_FN uint32_t halved(uint32_t code) { return code >= 16 ? code - 8 : code / 2; }
 
-// The scale code of a block whose largest magnitude is now amax, in units of the second level. It moves only when it
-// must (amax > 6 S: to the next code with the probability that keeps the largest element's expectation, or at once
-// above amax / 6) or can without loss (amax <= 3 S).
-QN_ADAMW_FN uint32_t sticky_scale(uint32_t code, float amax, uint32_t word, int32_t& saturated) {
-  const float S = e4m3_value(code);
-  if (amax > 6.0f * S) {
+// A block's scale after its largest magnitude became amax, in units of the second level.
+struct StickyScale {
+  uint32_t code;
+  // Where the scale grew by chance, magnitudes beyond 6 × the old scale are stretched to
+  // 6 S + (1 + boost)(|x| − 6 S), so that the average over "stayed, cut at 6 S" and "grew" is x.
+  float limit, boost;
+};
+
+// The scale moves only when it must (amax > 6 S: to the next code with probability (amax − 6 S) / (6 S⁺ − 6 S), or,
+// when that exceeds 1, at once above amax / 6) or when it can without loss (amax <= 3 S).
+QN_ADAMW_FN StickyScale sticky_scale(uint32_t code, float amax, uint32_t word, int32_t& saturated) {
+  const float S = e4m3_value(code), limit = 6.0f * S;
+  if (amax > limit) {
     saturated += amax > 6.0f * 448.0f ? 1 : 0;
-    if (code >= kLargestScale) return code;
-    const float growth = (amax - 6.0f * S) / (6.0f * (e4m3_value(code + 1) - S));
-    if (growth >= 1.0f) return e4m3_round_up(amax / 6.0f);
-    return rounds_up(growth, word) ? code + 1 : code;
+    if (code >= kLargestScale) return {code, limit, 0.0f};
+    const float growth = (amax - limit) / (6.0f * e4m3_value(code + 1) - limit);
+    if (growth >= 1.0f) return {e4m3_round_up(amax / 6.0f), limit, 0.0f};
+    if (!rounds_up(growth, word)) return {code, limit, 0.0f};
+    return {code + 1, limit, 1.0f / growth - 1.0f};
   }
-  return amax <= 3.0f * S && can_halve(code) ? halved(code) : code;
+  return {amax <= 3.0f * S && can_halve(code) ? halved(code) : code, limit, 0.0f};
 }
 
 // The smallest power of two >= x, within [2^-100, 2^100].

@@ -196,33 +196,25 @@ void load_octaves(float* v, MomentFormat format, const MomentView& view, int64_t
   }
 }
 
-// Rounded so that the expectation is v: between the values of neighbouring codes, not between their logarithms.
-void store_octaves_block(uint32_t* codes, const float* v, const float* log2_v, float centre, float S,
-                         const uint32_t* words) {
+// Rounded stochastically in octaves, so that the average of log v is kept: then v settles where the average of 1/v,
+// hence the size of the update, is that of exact moments (docs/numerics.md). v becomes what was stored.
+void store_octaves_block(uint32_t* codes, float* v, const float* log2_v, float centre, float S, const uint32_t* words) {
   const float inverse = 1.0f / S;  // exact: S is a power of two
   QN_BLOCK_LOOP(i) {
     const float t = (log2_v[i] - centre) * inverse;
-    const float sign = t < 0 ? -1.0f : 1.0f;
-    uint32_t index;
-    float fraction;
-    split_e2m1(smaller(magnitude_of(t), 6.0f), index, fraction);
-    index = index < 6 ? index : 6;
-    const float v0 = exp2_grid(centre + sign * e2m1_magnitude(index) * S);
-    const float v1 = exp2_grid(centre + sign * e2m1_magnitude(index + 1) * S);
-    const float p = smaller(larger((v[i] - v0) / (v1 - v0), 0.0f), 1.0f);
-    codes[i] = (index + (rounds_up(p, words[i]) ? 1u : 0u)) | (t < 0 ? 8u : 0u);
+    const uint32_t code = stochastic_e2m1(smaller(magnitude_of(t), 6.0f), words[i]) | ((bits_of(t) >> 28) & 8u);
+    codes[i] = code;
+    v[i] = exp2_grid(centre + e2m1_value(code) * S);
   }
 }
-void store_octaves_block(int8_t* values, const float* v, const float* log2_v, float centre, float S,
-                         const uint32_t* words) {
+void store_octaves_block(int8_t* values, float* v, const float* log2_v, float centre, float S, const uint32_t* words) {
   const float inverse = 1.0f / S;
   QN_BLOCK_LOOP(i) {
-    const float t = smaller(larger((log2_v[i] - centre) * inverse, -127.0f), 126.0f);
+    const float t = smaller(larger((log2_v[i] - centre) * inverse, -127.0f), 127.0f);
     const int32_t low = static_cast<int32_t>(t + 128.0f) - 128;
-    const auto first = static_cast<float>(low);
-    const float v0 = exp2_grid(centre + first * S), v1 = exp2_grid(centre + (first + 1.0f) * S);
-    const float p = smaller(larger((v[i] - v0) / (v1 - v0), 0.0f), 1.0f);
-    values[i] = static_cast<int8_t>(low + (rounds_up(p, words[i]) ? 1 : 0));
+    const int32_t q = low + (rounds_up(t - static_cast<float>(low), words[i]) ? 1 : 0);
+    values[i] = static_cast<int8_t>(q);
+    v[i] = exp2_grid(centre + static_cast<float>(q) * S);
   }
 }
 
@@ -246,8 +238,8 @@ float live_mean(const float* v, const float* log2_v, int64_t K, float dead, floa
   return elements ? static_cast<float>(total / static_cast<double>(elements)) : fallback;
 }
 
-// v f32[K] is raised to its floor on the way; log2_v is scratch f32[K]. changed[b] says whether block b's values
-// differ from the stored ones.
+// v f32[K] becomes what is stored; log2_v is scratch f32[K]. changed[b] says whether block b's values differ from the
+// stored ones; a row without any change keeps every bit.
 void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw, int64_t row, float* v, float* log2_v,
                    const uint8_t* changed, int64_t K) {
   uint8_t* scales = view.scales + row * (K / 16);
@@ -256,7 +248,9 @@ void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw
   const float old_centre = fresh ? -80.0f : view.rows[row];
   const float dead = larger(2 * kSmallestV, fresh ? 0.0f : exp2_grid(old_centre - kOctavesBelowCentre));
   const float mean = live_mean(v, log2_v, K, dead, old_centre);
-  const bool moved = fresh || magnitude_of(mean - old_centre) > 1.0f;
+  int32_t any_change = 0;
+  for (int64_t b = 0; b < K / 16; ++b) any_change |= changed[b];
+  const bool moved = fresh || (any_change && magnitude_of(mean - old_centre) > 1.0f);
   const float centre = moved ? nearest_quarter(mean) : old_centre;
   view.rows[row] = centre;
 
@@ -274,7 +268,6 @@ void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw
     const int64_t n = K - column < kTile ? K - column : kTile;
     fill_words(words, draw, RandomStream::kSecondMoment, row * K + column, n);
     for (int64_t b = column / 16; b < (column + n) / 16; ++b) {
-      if (!moved && !changed[b]) continue;
       float *value = v + 16 * b, *log2_value = log2_v + 16 * b;
       int32_t least = 0x7fffffff, most = 0;
       QN_BLOCK_LOOP(i) {
@@ -284,6 +277,7 @@ void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw
         least = bits < least ? bits : least;
         most = bits > most ? bits : most;
       }
+      if (!moved && !changed[b]) continue;
       const float smallest = float_of(static_cast<uint32_t>(least)), largest = float_of(static_cast<uint32_t>(most));
       // Grow as far as needed; shrink one octave a step, which loses nothing that was stored.
       int k = fresh || octave_index(scales[b]) == 0 ? 0 : octave_index(scales[b]) - 1;

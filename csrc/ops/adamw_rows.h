@@ -62,19 +62,20 @@ void step_dense(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, c
   }
 }
 
-// Rounds x[16] onto the grid of a sticky scale. codes in: the old ones (they give zeros their sign), out: the new ones.
+// Rounds x[16] onto the grid of a sticky scale. codes in: the old ones (zeros keep their sign bit), out: the new ones.
 template <bool kStochastic>
 void sticky_block(uint32_t* codes, uint8_t* scale, const float* x, uint32_t growth_word, const uint32_t* words,
                   int32_t& saturated) {
-  const uint32_t code = sticky_scale(*scale, block_amax(x), growth_word, saturated);
-  *scale = static_cast<uint8_t>(code);
-  const float S = e4m3_value(code);
+  const StickyScale next = sticky_scale(*scale, block_amax(x), growth_word, saturated);
+  *scale = static_cast<uint8_t>(next.code);
+  const float S = e4m3_value(next.code), limit = next.limit, boost = kStochastic ? next.boost : 0.0f;
   const float divisor = S > 0 ? S : 1.0f, most = S > 0 ? 6.0f : 0.0f;
   QN_BLOCK_LOOP(i) {
-    const float a = smaller(magnitude_of(x[i]) / divisor, most);
+    const float magnitude = magnitude_of(x[i]);
+    const float stretched = magnitude + larger(magnitude - limit, 0.0f) * boost;
+    const float a = smaller(stretched / divisor, most);
     const uint32_t index = kStochastic ? stochastic_e2m1(a, words[i]) : nearest_e2m1(a);
-    const uint32_t sign = x[i] < 0 ? 8u : (x[i] > 0 ? 0u : codes[i] & 8u);
-    codes[i] = index | sign;
+    codes[i] = index | (index == 0 ? codes[i] & 8u : (bits_of(x[i]) >> 28) & 8u);
   }
 }
 
@@ -215,7 +216,10 @@ void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* re
     load_linear(m + column, args.moments, args.m, row, column, n, K);
     if (packed) {
       load_octaves(v + column, args.moments, args.v, row, column, n, K);
-      for (int64_t i = 0; i < n; ++i) before[i] = v[column + i];
+      for (int64_t i = 0; i < n; ++i) {
+        before[i] = v[column + i];
+        m[column + i] *= __builtin_sqrtf(before[i]);  // stored in units of √v
+      }
     } else {
       load_linear(v + column, args.moments, args.v, row, column, n, K);
     }
@@ -228,12 +232,13 @@ void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* re
       step_dense(args, row, column, n, u, words);
     }
   }
-  store_linear(args.moments, args.m, draw, RandomStream::kFirstMoment, row, m, K);
   if (packed) {
     store_octaves(args.moments, args.v, draw, row, v, log2_v, changed, K);
+    for (int64_t i = 0; i < K; ++i) m[i] /= __builtin_sqrtf(v[i]);
   } else {
     store_linear(args.moments, args.v, draw, RandomStream::kSecondMoment, row, v, K);
   }
+  store_linear(args.moments, args.m, draw, RandomStream::kFirstMoment, row, m, K);
 }
 
 void store_row(const StoreRowsArgs& args, int64_t row, const float* x) {
