@@ -1,0 +1,48 @@
+/** A tiny random model, and values that are the same at every run. */
+import type { InitializeOptions, Qwen3Config } from 'qwen3-nvfp4'
+import { Qwen3Nvfp4Model } from 'qwen3-nvfp4'
+
+export const tinyConfig: Qwen3Config = {
+  hiddenSize: 32,
+  numHiddenLayers: 2,
+  numAttentionHeads: 4,
+  numKeyValueHeads: 2,
+  headDim: 16,
+  intermediateSize: 64,
+  vocabSize: 96,
+  ropeTheta: 10_000,
+  rmsNormEps: 1e-6,
+  tieWordEmbeddings: true,
+}
+
+/** Large weights, so that logits differ clearly from token to token. */
+export function tinyModel(options: InitializeOptions = {}, config = tinyConfig): Promise<Qwen3Nvfp4Model> {
+  return Qwen3Nvfp4Model.initialize(config, { seed: 7, stddev: 0.15, threads: 2, ...options })
+}
+
+/** A model whose forward pass of `slowIds` takes long enough (about half a second) to act during it. */
+export const slowConfig: Qwen3Config = { ...tinyConfig, hiddenSize: 256, intermediateSize: 1024, numHiddenLayers: 4 }
+export const slowIds = Array.from({ length: 768 }, (_, i) => (i * 37 + 11) % 96)
+
+export const idsOf = (count: number, seed = 1) =>
+  Array.from({ length: count }, (_, i) => ((((i + seed) * 2654435761) % 2 ** 32) % 96) | 0)
+
+/** Fails with the worst element unless |actual - expected| <= atol + rtol * |expected| everywhere. */
+export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<number>, atol: number, rtol = 0): void {
+  if (actual.length !== expected.length)
+    throw new Error(`Expected ${expected.length} values but received ${actual.length}`)
+  let worst = -1
+  let excess = 0
+  for (let i = 0; i < expected.length; i++) {
+    const error = Math.abs(actual[i]! - expected[i]!)
+    const over = error - (atol + rtol * Math.abs(expected[i]!))
+    if (!(over <= excess)) {
+      worst = i
+      excess = Number.isNaN(over) ? Infinity : over
+    }
+  }
+  if (worst >= 0)
+    throw new Error(
+      `Element ${worst}: expected ${expected[worst]} but received ${actual[worst]} (atol ${atol}, rtol ${rtol})`,
+    )
+}

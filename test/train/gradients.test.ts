@@ -1,0 +1,187 @@
+import type { Qwen3Nvfp4Model } from 'qwen3-nvfp4'
+import { expectClose, idsOf, tinyConfig, tinyModel } from '../support/tiny-model'
+
+describe('loss and backward', () => {
+  let model: Qwen3Nvfp4Model
+  beforeAll(async () => {
+    model = await tinyModel({ weights: 'fp32' }, { ...tinyConfig, tieWordEmbeddings: false })
+  })
+  afterAll(() => model.dispose())
+
+  const ids = [idsOf(7, 1), idsOf(7, 4)]
+  const labels = ids.map((row, b) => row.map((id, t) => ((b + t) % 4 === 0 ? -100 : id)))
+
+  test('the slope of every kind of parameter is the finite difference of the loss', async () => {
+    const loss = await model.loss(ids, labels)
+    await loss.backward()
+    for (const parameter of model.parameters()) {
+      const gradient = (await parameter.grad())!
+      const values = await parameter.read()
+      // The steepest element: a difference of two fp32 losses says little about a flat one.
+      const i = gradient.reduce((best, g, j) => (Math.abs(g) > Math.abs(gradient[best]!) ? j : best), 0)
+      const step = 4e-3
+      const lossAt = async (value: number) => {
+        await parameter.write(values.map((v, j) => (j === i ? value : v)))
+        return (await model.loss(ids, labels)).value
+      }
+      const slope = ((await lossAt(values[i]! + step)) - (await lossAt(values[i]! - step))) / (2 * step)
+      await parameter.write(values)
+      expectClose([gradient[i]!], [slope], 2e-3, 2e-2)
+    }
+    await model.zeroGrad()
+  })
+
+  test('the gradients of two backward passes add up, each scaled', async () => {
+    const parameter = model.parameter('model.layers.0.self_attn.q_proj.weight')!
+    const gradientOf = async (scales: number[]) => {
+      for (const scale of scales) await (await model.loss(ids, labels)).backward({ scale })
+      const gradient = (await parameter.grad())!
+      await model.zeroGrad()
+      return gradient
+    }
+    const once = await gradientOf([1])
+    expectClose(
+      await gradientOf([0.25, 0.5]),
+      once.map((g) => 0.75 * g),
+      1e-7,
+      1e-5,
+    )
+    expect(await parameter.grad()).toBeNull()
+  })
+
+  test('labels that are shifted by hand give the same loss', async () => {
+    const next = labels.map((row) => [...row.slice(1), -100])
+    const [plain, shifted] = [await model.loss(ids, labels), await model.loss(ids, next, { shifted: true })]
+    expect([shifted.value, shifted.tokens]).toEqual([plain.value, plain.tokens])
+    await Promise.all([plain.dispose(), shifted.dispose()])
+  })
+
+  test('a loss without counted labels is 0', async () => {
+    const loss = await model.loss([1, 2], [-100, -100])
+    expect([loss.value, loss.tokens]).toEqual([0, 0])
+    await loss.dispose()
+  })
+
+  test('bf16 and NVFP4 gradients point where the fp32 ones do', async () => {
+    const parameter = model.parameter('model.layers.1.mlp.up_proj.weight')!
+    const gradients: Record<string, Float32Array> = {}
+    for (const form of ['fp32', 'bf16', 'nvfp4'] as const) {
+      await (await model.loss(ids, labels)).backward({ gradients: form })
+      gradients[form] = (await parameter.grad())!
+      await model.zeroGrad()
+    }
+    const cosine = (a: Float32Array, b: Float32Array) => {
+      const dot = (x: Float32Array, y: Float32Array) => x.reduce((sum, v, i) => sum + v * y[i]!, 0)
+      return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b))
+    }
+    expect(cosine(gradients['fp32']!, gradients['bf16']!)).toBeGreaterThan(0.9999)
+    expect(cosine(gradients['fp32']!, gradients['nvfp4']!)).toBeGreaterThan(0.95)
+  })
+
+  test('a forward pass is differentiated once', async () => {
+    const loss = await model.loss(ids, labels)
+    await loss.backward()
+    await expect(loss.backward()).rejects.toMatchObject({ code: 'STALE_GRADIENT' })
+    await model.zeroGrad()
+  })
+
+  test('weights that changed in between make the gradient stale', async () => {
+    const loss = await model.loss(ids, labels)
+    const norm = model.parameter('model.norm.weight')!
+    await norm.write(await norm.read())
+    await expect(loss.backward()).rejects.toMatchObject({ code: 'STALE_GRADIENT' })
+    expect(await norm.grad()).toBeNull()
+  })
+
+  test('a gradient that is not finite is refused before anything is stored', async () => {
+    const result = await model.forward(ids, { gradient: true })
+    const dLogits = new Float32Array(2 * 7 * 96)
+    dLogits[5] = Infinity
+    await expect(result.backward(dLogits)).rejects.toMatchObject({ code: 'NON_FINITE_GRADIENT' })
+    expect(await model.parameter('model.norm.weight')!.grad()).toBeNull()
+    await result.dispose()
+  })
+
+  test.each([
+    [[1, 2, 3], [1, 2], 'Expected i32[1, 3] for labels but received i32[1, 2]'],
+    [[1, 2], [1, 96], 'Expected an integer from 0 to 95 or -100 for labels[1] but received 96'],
+    [[1, 2], [1, -1], 'Expected an integer from 0 to 95 or -100 for labels[1] but received -1'],
+  ])('refuses ids %j with labels %j', async (someIds, someLabels, message) => {
+    await expect(model.loss(someIds, someLabels)).rejects.toThrow(message)
+  })
+
+  test('refuses dLogits of another shape', async () => {
+    const result = await model.forward([1, 2], { gradient: true })
+    await expect(result.backward(new Float32Array(96))).rejects.toThrow(
+      'Expected f32[1, 2, 96] for dLogits but received f32[96]',
+    )
+    await result.dispose()
+  })
+})
+
+describe('linearSte', () => {
+  let model: Qwen3Nvfp4Model
+  beforeAll(async () => {
+    model = await tinyModel()
+  })
+  afterAll(() => model.dispose())
+
+  const wave = (count: number, seed: number) => Float32Array.from({ length: count }, (_, i) => Math.sin(seed + i * 1.7))
+  const [T, K, N] = [3, 32, 5]
+  const [x, w, dy] = [wave(T * K, 1), wave(N * K, 2), wave(T * N, 3)]
+
+  /** y = x wᵀ, dx = dy w, dw = dyᵀ x in double. */
+  const surrogate = (weight: ArrayLike<number>) => {
+    const [y, dx, dw] = [new Float64Array(T * N), new Float64Array(T * K), new Float64Array(N * K)]
+    for (let t = 0; t < T; t++)
+      for (let n = 0; n < N; n++)
+        for (let k = 0; k < K; k++) {
+          y[t * N + n]! += x[t * K + k]! * weight[n * K + k]!
+          dx[t * K + k]! += dy[t * N + n]! * weight[n * K + k]!
+          dw[n * K + k]! += dy[t * N + n]! * x[t * K + k]!
+        }
+    return { y, dx, dw }
+  }
+
+  test('y and both gradients are those of the declared surrogate', async () => {
+    // Q(w) by the identity as input: the columns of y are then the rows of Q(w).
+    const identity = Float32Array.from({ length: K * K }, (_, i) => (i % (K + 1) === 0 ? 1 : 0))
+    const probe = await model.linearSte(identity, w, { rows: N, cols: K })
+    const quantized = Float32Array.from({ length: N * K }, (_, i) => probe.y[(i % K) * N + Math.floor(i / K)]!)
+    expectClose(quantized, w, 1 / 6 + 0.02)
+    expect(quantized).not.toEqual(w)
+
+    const expected = surrogate(quantized)
+    const result = await model.linearSte(x, w, { rows: N, cols: K })
+    const { dInput, dWeight } = await result.backward(dy)
+    expectClose(result.y, expected.y, 1e-5, 1e-5)
+    expectClose(dInput, expected.dx, 1e-5, 1e-5)
+    expectClose(dWeight, expected.dw, 1e-5, 1e-5)
+    await Promise.all([result.dispose(), probe.dispose()])
+    await expect(result.backward(dy)).rejects.toMatchObject({ code: 'DISPOSED' })
+  })
+
+  test('a matrix of the model is used as it is stored, and refuses to be stale', async () => {
+    const parameter = model.parameter('model.layers.0.mlp.up_proj.weight')!
+    const input = wave(32, 4)
+    const result = await model.linearSte(input, parameter.name)
+    const weight = await parameter.read()
+    const y = Array.from({ length: 64 }, (_, n) => input.reduce((sum, v, k) => sum + v * weight[n * 32 + k]!, 0))
+    expectClose(result.y, y, 1e-5, 1e-5)
+    await parameter.write(weight)
+    await expect(result.backward(new Float32Array(64))).rejects.toMatchObject({ code: 'STALE_GRADIENT' })
+    await result.dispose()
+  })
+
+  test.each([
+    [x, w, {}, 'Expected rows and cols of the weight for options'],
+    [x, w, { rows: 5, cols: 24 }, 'Expected a multiple of 16 for cols but received 24'],
+    [x, w, { rows: 4, cols: 32 }, 'Expected f32[4, 32] for weight but received f32[160]'],
+    [wave(33, 1), w, { rows: 5, cols: 32 }, 'Expected f32[2, 32] for input but received f32[33]'],
+    [x, 'no such', {}, 'Expected the name of a matrix of the model for weight but received "no such"'],
+    [x, 'model.norm.weight', {}, 'Expected the name of a matrix of the model for weight'],
+    [[1], w, { rows: 5, cols: 32 }, 'for input but received an array of 1'],
+  ])('refuses %#', async (input, weight, options, message) => {
+    await expect(model.linearSte(input as Float32Array, weight, options)).rejects.toThrow(message)
+  })
+})
