@@ -196,11 +196,18 @@ class Loader {
       read_scales(scales, p, source.scales, begin, end, scratch.more);
       // Blocks do not know their rows: 16 columns at a time is the same tensor.
       const int64_t blocks = (end - begin) / kBlockSize;
-      dequantize_nvfp4_rows(scratch.values, codes, scales, global, kBlockSize, 0, blocks);
+      dequantize_piece({scratch.values, codes, scales, blocks, kBlockSize, global});
       const PieceName name{p.name, begin, p.cols};
       check_finite(scratch.values, DType::kF32, end - begin, name);
       narrow(p.dense.as<uint8_t>() + begin * width, scratch.values, p.storage, end - begin, name);
     });
+  }
+
+  void dequantize_piece(const DequantizeArgs& args) const {
+#if defined(__x86_64__)
+    if (cpu_.isa == Isa::kAvx512) return dequantize_nvfp4_rows_avx512(args, 0, args.N);
+#endif
+    dequantize_nvfp4_rows(args.out, args.codes, args.scales, args.global_scale, args.K, 0, args.N);
   }
 
   void quantize(Parameter& p, const TensorSource& source) {
