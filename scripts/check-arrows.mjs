@@ -10,9 +10,19 @@ const TS_LAYERS = [['types'], ['lib'], ['lib/ops', 'lib/format'], ['lib/model'],
 const ENTRIES = ['lib/index.ts', 'lib/dat.ts'] // tables of contents: may import from anywhere
 
 const files = (root, pattern) =>
-  readdirSync(root, { recursive: true })
-    .filter((name) => pattern.test(name))
-    .map((name) => join(root, name))
+  existsSync(root)
+    ? readdirSync(root, { recursive: true })
+        .filter((name) => pattern.test(name))
+        .map((name) => join(root, name))
+    : []
+
+/** What a file imports: statements at the start of a line, `import()` and `require()`. Text inside strings is no import. */
+const imported = (text) =>
+  [
+    /^\s*(?:import|export)\b[^'"`;]*?\bfrom\s+['"]([^'"\n]+)['"]/gm,
+    /^\s*import\s+['"]([^'"\n]+)['"]/gm,
+    /^[^'"`\n]*?\b(?:import|require)\s*\(\s*['"]([^'"\n]+)['"]\s*\)/gm,
+  ].flatMap((pattern) => [...text.matchAll(pattern)].map(([, path]) => path))
 
 export function checkCpp(file, text) {
   const problems = []
@@ -35,27 +45,25 @@ const tsLayer = (file) => TS_LAYERS.findIndex((dirs) => dirs.includes(dirname(fi
 export function checkTs(file, text) {
   if (ENTRIES.includes(file)) return []
   const problems = []
-  for (const [, path] of text.matchAll(/^\s*(?:import|export)\b[^'"]*?from\s+['"](\.[^'"]+)['"]/gm)) {
+  for (const path of imported(text).filter((path) => path.startsWith('.'))) {
     const target = `${normalize(join(dirname(file), path)).replace(/\.(js|ts)$/, '')}.ts`
     if (ENTRIES.includes(target)) problems.push(`${file}: must not import an entry (${target})`)
     if (tsLayer(target) > tsLayer(file)) problems.push(`${file}: must not import ${target}, which lies above it`)
   }
-  if (file !== 'lib/native.ts' && /from ['"]bindings['"]/.test(text))
+  if (file !== 'lib/native.ts' && imported(text).includes('bindings'))
     problems.push(`${file}: only lib/native.ts loads the addon`)
   return problems
 }
 
 export function checkUser(file, text) {
-  return /from ['"][./]+\/lib\//.test(text) ? [`${file}: imports lib/ instead of 'qwen3-nvfp4'`] : []
+  const below = imported(text).some((path) => /^[./]+\/lib\//.test(path))
+  return below ? [`${file}: imports lib/ instead of 'qwen3-nvfp4'`] : []
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const problems = [
     ...files('csrc', /\.(h|cpp|cu)$/).flatMap((f) => checkCpp(f, readFileSync(f, 'utf8'))),
-    ...['lib', 'types']
-      .filter((d) => existsSync(d))
-      .flatMap((d) => files(d, /\.ts$/))
-      .flatMap((f) => checkTs(f, readFileSync(f, 'utf8'))),
+    ...['lib', 'types'].flatMap((d) => files(d, /\.ts$/)).flatMap((f) => checkTs(f, readFileSync(f, 'utf8'))),
     ...['examples', 'benchmarks', 'test']
       .flatMap((d) => files(d, /\.ts$/))
       .flatMap((f) => checkUser(f, readFileSync(f, 'utf8'))),

@@ -28,7 +28,24 @@ describe('check-arrows', () => {
     expect(problems('checkTs', 'lib/format/x.ts', "import { a } from '../model/y'\n")).toHaveLength(1)
   })
 
-  it('bites on an example that reaches below the package', () => {
-    expect(problems('checkUser', 'examples/x.ts', "import { a } from '../lib/index'\n")).toHaveLength(1)
+  it.each([
+    "import { a } from '../lib/index'",
+    "import {\n  a,\n  b,\n} from '../../lib/index'",
+    "import '../lib/index'",
+    "export * from '../lib/index'",
+    "const a = await import('../lib/index')",
+    "const { a } = require('../lib/index')",
+    "let a: import('../lib/index').A",
+  ])('bites on an example that reaches below the package: %j', (line) => {
+    expect(problems('checkUser', 'examples/x.ts', `import 'node:fs'\n\n${line}\n`)).toHaveLength(1)
+  })
+
+  it('bites on a second place that loads the addon', () => {
+    expect(problems('checkTs', 'lib/model/x.ts', "import bindings from 'bindings'\n")).toHaveLength(1)
+    expect(problems('checkTs', 'lib/native.ts', "import bindings from 'bindings'\n")).toEqual([])
+  })
+
+  it('accepts the text of an import inside a string', () => {
+    expect(problems('checkUser', 'test/x.ts', `const text = "import { a } from '../lib/index'"\n`)).toEqual([])
   })
 })
