@@ -1,0 +1,229 @@
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type OptimizerOptions, Qwen3Nvfp4Model } from 'qwen3-nvfp4'
+import { expectClose, idsOf, tinyConfig, tinyModel } from '../support/tiny-model'
+
+const batchOf = (step: number) => {
+  const ids = [idsOf(12, step + 1), idsOf(12, step + 20)]
+  return { ids, labels: ids }
+}
+
+/** Every parameter's values in one array. */
+async function weightsOf(model: Qwen3Nvfp4Model): Promise<number[]> {
+  const all: number[] = []
+  for (const parameter of model.parameters()) all.push(...(await parameter.read()))
+  return all
+}
+
+/** Losses of `steps` fused steps from the same start, and the weights at the end. */
+async function train(options: OptimizerOptions, steps: number, model?: Qwen3Nvfp4Model) {
+  const own = model ?? (await tinyModel())
+  const optimizer = own.createOptimizer({ lr: 5e-3, ...options })
+  const losses: number[] = []
+  for (let i = 0; i < steps; i++) losses.push((await optimizer.trainStep(batchOf(0), { maxGradNorm: 1 })).loss)
+  const weights = await weightsOf(own)
+  await optimizer.dispose()
+  if (!model) await own.dispose()
+  return { losses, weights }
+}
+
+describe('PackedAdamW', () => {
+  const modes: OptimizerOptions[] = [
+    { weights: 'nvfp4', moments: 'nvfp4' },
+    { weights: 'nvfp4+residual', moments: 'nvfp4' },
+    { weights: 'nvfp4+residual', moments: 'nvfp4', residualInForward: false },
+    { weights: 'bf16', moments: 'int8' },
+    { weights: 'fp32', moments: 'bf16' },
+    { weights: 'fp32', moments: 'fp32' },
+  ]
+  test.each(modes)('learns one batch by heart with %j', async (options) => {
+    const { losses } = await train(options, 30)
+    expect(losses.at(-1)).toBeLessThan(losses[0]! * 0.5)
+  })
+
+  test.each(modes)('gives the same bytes whatever the chunk size and number of threads, with %j', async (options) => {
+    const expected = await train({ ...options, stepChunkRows: 1024 }, 4)
+    expect(await train({ ...options, stepChunkRows: 5 }, 4)).toEqual(expected)
+    const single = await tinyModel({ threads: 1 })
+    expect(await train(options, 4, single)).toEqual(expected)
+    await single.dispose()
+  })
+
+  test('draws other bits with another seed', async () => {
+    expect((await train({ seed: 1 }, 2)).weights).not.toEqual((await train({ seed: 2 }, 2)).weights)
+  })
+
+  test('a step with a learning rate of 0 changes nothing', async () => {
+    const model = await tinyModel()
+    const before = await weightsOf(model)
+    const optimizer = model.createOptimizer({ lr: 0 })
+    const { changedCodes } = await optimizer.trainStep(batchOf(0))
+    expect(changedCodes).toBe(0)
+    expect(await weightsOf(model)).toEqual(before)
+    await model.dispose()
+  })
+
+  test('a fused step equals backward and step', async () => {
+    const [a, b] = [await tinyModel(), await tinyModel()]
+    const options = { lr: 1e-2, weights: 'fp32', moments: 'fp32' } as const
+    const fused = a.createOptimizer(options)
+    const kept = b.createOptimizer(options)
+    for (let i = 0; i < 3; i++) {
+      const { ids, labels } = batchOf(i)
+      const one = await fused.trainStep({ ids, labels })
+      const loss = await b.loss(ids, labels)
+      await loss.backward()
+      const two = await kept.step()
+      expectClose([one.loss, one.gradNorm, one.updateRms], [loss.value, two.gradNorm, two.updateRms], 1e-5, 1e-4)
+      expect([one.step, two.step]).toEqual([i + 1, i + 1])
+    }
+    expectClose(await weightsOf(a), await weightsOf(b), 1e-4)
+    await Promise.all([a.dispose(), b.dispose()])
+  })
+
+  test('a step consumes the gradients unless told to keep them', async () => {
+    const model = await tinyModel()
+    const optimizer = model.createOptimizer()
+    const parameter = model.parameter('model.norm.weight')!
+    const { ids, labels } = batchOf(0)
+    await (await model.loss(ids, labels)).backward()
+    await optimizer.step({ keepGradients: true })
+    expect(await parameter.grad()).not.toBeNull()
+    await optimizer.step()
+    expect(await parameter.grad()).toBeNull()
+    await expect(optimizer.step()).rejects.toThrow('there are no gradients to step with')
+    await (await model.loss(ids, labels)).backward()
+    await optimizer.zeroGrad()
+    expect(await parameter.grad()).toBeNull()
+    await model.dispose()
+  })
+
+  test('clips to the norm that is asked for, and reports the norm before', async () => {
+    const model = await tinyModel()
+    const optimizer = model.createOptimizer()
+    const { ids, labels } = batchOf(0)
+    await (await model.loss(ids, labels)).backward()
+    let squares = 0
+    for (const parameter of model.parameters()) for (const g of (await parameter.grad())!) squares += g * g
+    const { gradNorm, clipScale } = await optimizer.step({ maxGradNorm: 0.5 })
+    expectClose([gradNorm, clipScale], [Math.sqrt(squares), 0.5 / Math.sqrt(squares)], 0, 1e-5)
+    await model.dispose()
+  })
+
+  test('parameters that are left out keep every bit', async () => {
+    const model = await tinyModel()
+    const optimizer = model.createOptimizer({ lr: 1e-2, trainable: (name) => name.includes('mlp') })
+    const read = async () =>
+      new Map(await Promise.all([...model.parameters()].map(async (p) => [p.name, await p.read()] as const)))
+    const before = await read()
+    await optimizer.trainStep(batchOf(0))
+    for (const [name, values] of await read()) {
+      const expectation = name.includes('mlp') ? expect(values).not : expect(values)
+      expectation.toEqual(before.get(name))
+      expect(model.parameter(name)!.trainable).toBe(name.includes('mlp'))
+    }
+    await model.dispose()
+  })
+
+  test('NVFP4 gradients refuse a fifth micro-batch unless asked', async () => {
+    const model = await tinyModel()
+    const { ids, labels } = batchOf(0)
+    const add = async () => (await model.loss(ids, labels)).backward()
+    model.createOptimizer({ gradients: 'nvfp4' })
+    for (let i = 0; i < 4; i++) await add()
+    await expect(add()).rejects.toMatchObject({ code: 'UNSUPPORTED' })
+    await model.zeroGrad()
+    model.createOptimizer({ gradients: 'nvfp4', allowManyMicroBatches: true })
+    for (let i = 0; i < 5; i++) await add()
+    await model.dispose()
+  })
+
+  test.each(modes)('a run that is saved and resumed continues bit for bit, with %j', async (options) => {
+    const folder = await mkdtemp(join(tmpdir(), 'qn-adamw-'))
+    // Masters and residuals are the optimizer's: the model is saved by what stands in NVFP4.
+    const model = await tinyModel()
+    const optimizer = model.createOptimizer({ lr: 5e-3, seed: 9, ...options })
+    for (let i = 0; i < 3; i++) await optimizer.trainStep(batchOf(i), { maxGradNorm: 1 })
+    await optimizer.save(join(folder, 'state'))
+    await model.saveDat(join(folder, 'model.dat'), { residual: 'drop' })
+    const continued: number[] = []
+    for (let i = 3; i < 6; i++) continued.push((await optimizer.trainStep(batchOf(i), { maxGradNorm: 1 })).loss)
+
+    const other = await Qwen3Nvfp4Model.load(join(folder, 'model.dat'), { threads: 1 })
+    const resumed = other.createOptimizer({ lr: 5e-3, seed: 1, ...options, stepChunkRows: 3 })
+    expect(await resumed.load(join(folder, 'state'))).toBe(3)
+    const losses: number[] = []
+    for (let i = 3; i < 6; i++) losses.push((await resumed.trainStep(batchOf(i), { maxGradNorm: 1 })).loss)
+    expect(losses).toEqual(continued)
+    expect(await weightsOf(other)).toEqual(await weightsOf(model))
+    expect((await readdir(folder)).sort()).toEqual(['config.json', 'model.dat', 'state'])
+    await rm(folder, { recursive: true })
+    await Promise.all([model.dispose(), other.dispose()])
+  })
+
+  test('a state of another model or mode is refused, and nothing changes', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'qn-adamw-'))
+    const model = await tinyModel()
+    const optimizer = model.createOptimizer()
+    await optimizer.trainStep(batchOf(0))
+    await optimizer.save(join(folder, 'state'))
+    const wider = await tinyModel({}, { ...tinyConfig, intermediateSize: 96 })
+    await expect(wider.createOptimizer().load(join(folder, 'state'))).rejects.toMatchObject({ code: 'STATE_MISMATCH' })
+    await expect(model.createOptimizer({ moments: 'int8' }).load(join(folder, 'state'))).rejects.toMatchObject({
+      code: 'STATE_MISMATCH',
+    })
+    await expect(optimizer.load(join(folder, 'absent'))).rejects.toMatchObject({ code: 'IO_FAILED' })
+    await expect(optimizer.save(join(folder, 'no', 'state'))).rejects.toMatchObject({ code: 'IO_FAILED' })
+    expect((await readFile(join(folder, 'state'))).length).toBeGreaterThan(await optimizer.stateBytes())
+    await rm(folder, { recursive: true })
+    await Promise.all([model.dispose(), wider.dispose()])
+  })
+
+  test('a batch without a counted label, and a gradient that is not finite, change nothing', async () => {
+    const model = await tinyModel({ weights: 'fp32' })
+    const optimizer = model.createOptimizer()
+    const { ids } = batchOf(0)
+    await expect(optimizer.trainStep({ ids, labels: ids.map((row) => row.map(() => -100)) })).rejects.toThrow(
+      'at least one label',
+    )
+    await model.parameter('model.norm.weight')!.write(new Float32Array(32).fill(3e38))
+    const before = await weightsOf(model)
+    await expect(optimizer.trainStep({ ids, labels: ids })).rejects.toMatchObject({ code: 'NON_FINITE_GRADIENT' })
+    expect(await weightsOf(model)).toEqual(before)
+    await model.dispose()
+  })
+
+  describe('refuses', () => {
+    let model: Qwen3Nvfp4Model
+    beforeAll(async () => {
+      model = await tinyModel()
+    })
+    afterAll(() => model.dispose())
+
+    test.each([
+      [{ lr: -1 }, 'Expected a finite number of at least 0 for lr but received -1'],
+      [{ betas: [0.9] }, 'Expected two numbers for betas but received 1'],
+      [{ betas: [0.9, 1] }, 'Expected a finite number of at least 0 and below 1 for betas[1] but received 1'],
+      [{ eps: 0 }, 'Expected a finite number above 0 for eps but received 0'],
+      [{ weights: 'int4' }, `for weights but received "int4"`],
+      [{ moments: 'fp16' }, `for moments but received "fp16"`],
+      [{ moments: 'fp32', state: 'nvfp4' }, "Expected state to equal moments 'fp32' but received 'nvfp4'"],
+      [{ stepChunkRows: 0 }, 'Expected an integer of at least 1 for stepChunkRows but received 0'],
+      [{ trainable: () => false }, 'Expected at least one parameter for trainable but received none'],
+      [{ weight_decay: 1 }, 'did you mean weightDecay?'],
+    ])('the options %j', (options, message) => {
+      expect(() => model.createOptimizer(options as OptimizerOptions)).toThrow(message)
+    })
+
+    test('bad steps', async () => {
+      const optimizer = model.createOptimizer()
+      await expect(optimizer.step({ maxGradNorm: 0 })).rejects.toThrow(
+        'Expected a finite number above 0 for maxGradNorm',
+      )
+      await expect(optimizer.step({ learningRate: 1 } as never)).rejects.toThrow('Expected one of lr, maxGradNorm')
+      await expect(optimizer.trainStep({ ids: [1, 2] } as never)).rejects.toThrow('for labels but received undefined')
+      await optimizer.dispose()
+    })
+  })
+})
