@@ -11,7 +11,8 @@ export const errorCodes = {
   ABORTED: 'The operation was aborted; with an AbortSignal the promise rejects with signal.reason instead.',
   CACHE_FULL: 'The key/value cache has no room for the tokens.',
   NON_FINITE_LOGITS: 'The model produced NaN or infinity in its logits.',
-  NON_FINITE_GRADIENT: 'A gradient holds NaN or infinity; the message names the tensor, and no state was changed.',
+  NON_FINITE_GRADIENT:
+    'A gradient holds NaN or infinity; the message names the tensor. step() changes nothing then, trainStep() may have updated tensors before that one.',
   NON_FINITE_WEIGHT: 'A loaded tensor holds a NaN, an infinity or a NaN scale; the message names it.',
   DEGENERATE_OUTPUT: 'Generation repeated one token id maxRepeats times in a row.',
   IO_FAILED: 'A file operation failed; the message has the path and the reason of the operating system.',
