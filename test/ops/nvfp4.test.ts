@@ -1,10 +1,11 @@
 import { readSafetensors } from '../support/safetensors'
 import { describeWithShared, sharedPath } from '../support/shared-data'
 import { gaussian as gaussianValues, uniformSource } from '../support/random'
+import { isaLevels as isas } from '../support/isa-levels'
 import { ops } from '../support/native-ops'
 
 interface CodecOptions {
-  isa?: 'portable' | 'avx512'
+  isa?: (typeof isas)[number]
   threads?: number
   globalScale?: number
   rounding?: 'nearest' | 'stochastic'
@@ -15,15 +16,6 @@ interface CodecOptions {
 
 const magnitudes = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 const e2m1 = (code: number): number => (code & 8 ? -1 : 1) * magnitudes[code & 7]!
-const isas = ((): ('portable' | 'avx512')[] => {
-  try {
-    ops.amax!(new Float32Array(1), 1, 1, { isa: 'avx512' })
-    return ['portable', 'avx512']
-  } catch {
-    return ['portable']
-  }
-})()
-
 /** The value of an E4M3 byte, written from the format's definition and not from the code under test. */
 function e4m3(byte: number): number {
   const exponent = (byte >> 3) & 15
