@@ -6,6 +6,7 @@
 #include <string>
 #include <utility>
 
+#include "binding/external_memory.h"
 #include "model/model.h"
 #include "train/gradient_store.h"
 
@@ -44,7 +45,9 @@ struct ModelState {
   }
 
   Model model;
-  bool disposed = false;  // JS thread only
+  // JS thread only.
+  bool disposed = false;
+  ExternalMemory external;  // weights and scales
   // Lane only.
   std::unique_ptr<GradientStore> gradients;
   GradientStore::Options gradient_options;

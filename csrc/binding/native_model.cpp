@@ -48,8 +48,9 @@ NativeModel::NativeModel(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 }
 
 // A model that was never disposed: let the lane free it, behind the jobs that still use it, instead of the JS thread.
-void NativeModel::Finalize(Napi::BasicEnv) {
+void NativeModel::Finalize(Napi::BasicEnv env) {
   if (!state_) return;
+  state_->external.set(env, 0);
   Lane& lane = state_->device()->lane();
   lane.submit([state = std::move(state_)] {});
 }
@@ -91,6 +92,7 @@ Napi::Value NativeModel::JsBytes(const Napi::CallbackInfo& info) {
 Napi::Value NativeModel::JsDispose(const Napi::CallbackInfo& info) {
   const bool first = !state_->disposed;
   state_->disposed = true;
+  state_->external.set(info.Env(), 0);
   return run_job(
       info.Env(), Environment::of(info.Env()).order(state_->device()),
       [state = state_, first](const Cpu&) {

@@ -92,6 +92,11 @@ const Buffer& part_of(const Parameter& parameter, const std::string& part) {
   return *buffer;
 }
 
+Napi::Value filled(Napi::Env env, ModelState& state, const Model::Bytes& bytes) {
+  if (!state.disposed) state.external.set(env, bytes.weights + bytes.scales);
+  return env.Undefined();
+}
+
 void write_values(Model& model, Parameter& p, const std::vector<float>& values, const Cpu& cpu) {
   if (static_cast<int64_t>(values.size()) != p.count()) {
     fail(Code::kInvalidArgument, "Expected %lld values for %s but received %zu", (long long)p.count(), p.name.c_str(),
@@ -159,9 +164,9 @@ Napi::Value NativeModel::JsLoad(const Napi::CallbackInfo& info) {
               },
               cpu);
           state->model.mark_changed();
-          return Nothing{};
+          return state->model.bytes();
         },
-        [report](Napi::Env env, Nothing&) -> Napi::Value { return env.Undefined(); });
+        [report, state = state_](Napi::Env env, Model::Bytes& bytes) { return filled(env, *state, bytes); });
   });
 }
 
@@ -178,9 +183,9 @@ Napi::Value NativeModel::JsInitialize(const Napi::CallbackInfo& info) {
         [state = alive(), options](const Cpu& cpu) {
           initialize_model(state->model, options, cpu);
           state->model.mark_changed();
-          return Nothing{};
+          return state->model.bytes();
         },
-        to_undefined);
+        [state = state_](Napi::Env env, Model::Bytes& bytes) { return filled(env, *state, bytes); });
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include "binding/native_device.h"
 #include "binding/train_args.h"
+#include "train/tape_state.h"
 
 namespace qn {
 
@@ -20,6 +21,7 @@ Napi::Value NativeTape::wrap(Napi::Env env, std::shared_ptr<ModelState> model, s
   NativeTape& self = *Unwrap(object);
   self.model_ = std::move(model);
   self.tape_ = std::move(tape);
+  self.external_.set(env, self.tape_->arena.capacity());
   return object;
 }
 
@@ -32,6 +34,7 @@ Napi::Value NativeTape::JsBackward(const Napi::CallbackInfo& info) {
     std::vector<float> dlogits = floats_of(info[0]);
     const auto scale = static_cast<float>(number_of(info[1]));
     const GradientStore::Options options = gradient_options_of(object_of(info[2]));
+    external_.set(env, 0);
     return run_job(
         env, Environment::of(env).order(model_->device(), NativeCancel::token_of(info[3])),
         [model = model_, tape = std::move(tape_), dlogits = std::move(dlogits), scale, options](const Cpu& cpu) {
@@ -54,6 +57,7 @@ Napi::Value NativeTape::JsDispose(const Napi::CallbackInfo& info) {
   return guarded(env, [&] {
     if (!model_) fail(Code::kInternal, "a tape without a model");
     disposed_ = true;
+    external_.set(env, 0);
     return run_job(
         env, Environment::of(env).order(model_->device()),
         [model = model_, tape = std::move(tape_)](const Cpu&) { return Nothing{}; }, to_undefined);

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "binding/environment.h"
+#include "binding/external_memory.h"
 #include "binding/model_state.h"
 #include "binding/values.h"
 #include "train/tape.h"
@@ -18,6 +19,7 @@ class NativeTape : public Napi::ObjectWrap<NativeTape> {
   static constexpr const char* kName = "Tape";
   static Napi::Function define(Napi::Env env);
   explicit NativeTape(const Napi::CallbackInfo& info);
+  void Finalize(Napi::BasicEnv env) override { external_.set(env, 0); }
 
   static Napi::Value wrap(Napi::Env env, std::shared_ptr<ModelState> model, std::shared_ptr<Tape> tape);
 
@@ -28,6 +30,7 @@ class NativeTape : public Napi::ObjectWrap<NativeTape> {
   std::shared_ptr<ModelState> model_;  // after the tape goes the model, whose ledger it is charged to
   std::shared_ptr<Tape> tape_;         // null once used or disposed
   bool disposed_ = false;
+  ExternalMemory external_;
 };
 
 }  // namespace qn

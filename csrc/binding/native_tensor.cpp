@@ -15,9 +15,7 @@ NativeTensor::NativeTensor(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   info.This().As<Napi::Object>().TypeTag(&kTag);
 }
 
-void NativeTensor::Finalize(Napi::BasicEnv env) {
-  if (accounted_ != 0) Napi::MemoryManagement::AdjustExternalMemory(env, -accounted_);
-}
+void NativeTensor::Finalize(Napi::BasicEnv env) { external_.set(env, 0); }
 
 Napi::Value NativeTensor::wrap(Napi::Env env, std::shared_ptr<Device> device, Buffer values, int64_t rows,
                                int64_t cols) {
@@ -25,9 +23,7 @@ Napi::Value NativeTensor::wrap(Napi::Env env, std::shared_ptr<Device> device, Bu
   NativeTensor& self = *Unwrap(object);
   self.rows_ = rows;
   self.cols_ = cols;
-  self.accounted_ = values.bytes();
-  // The collector sees only a small object; this tells it what the object holds.
-  Napi::MemoryManagement::AdjustExternalMemory(env, self.accounted_);
+  self.external_.set(env, values.bytes());
   self.device_ = device;
   self.content_ = std::make_shared<Content>(Content{std::move(device), std::move(values)});
   return object;
@@ -52,12 +48,13 @@ Napi::Value NativeTensor::JsRead(const Napi::CallbackInfo& info) {
 
 Napi::Value NativeTensor::JsDispose(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  if (accounted_ != 0) Napi::MemoryManagement::AdjustExternalMemory(env, -accounted_);
-  accounted_ = 0;
-  std::shared_ptr<Device> device = device_ ? device_ : Environment::of(env).device("cpu", 0, "");
-  return run_job(
-      env, Environment::of(env).order(device), [content = std::move(content_)](const Cpu&) { return Nothing{}; },
-      to_undefined);
+  return guarded(env, [&] {
+    if (!device_) fail(Code::kInternal, "a tensor without a device");
+    external_.set(env, 0);
+    return run_job(
+        env, Environment::of(env).order(device_), [content = std::move(content_)](const Cpu&) { return Nothing{}; },
+        to_undefined);
+  });
 }
 
 }  // namespace qn

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "binding/environment.h"
+#include "binding/external_memory.h"
 #include "binding/values.h"
 
 namespace qn {
@@ -34,7 +35,8 @@ class NativeTensor : public Napi::ObjectWrap<NativeTensor> {
 
   std::shared_ptr<Device> device_;
   std::shared_ptr<Content> content_;  // null once disposed
-  int64_t rows_ = 0, cols_ = 0, accounted_ = 0;
+  int64_t rows_ = 0, cols_ = 0;
+  ExternalMemory external_;
 };
 
 // Copies float rows into a new Float32Array on the lane and settles with it.
