@@ -37,19 +37,25 @@ void moments_step(float* m, float* v, float* u, const float* g, int64_t n, const
 
 // --- Weights --------------------------------------------------------------------------------------------------------
 
+// A step of zero keeps a negative zero negative.
+float stepped(float x, float keep, float rate, float u) {
+  const float next = x * keep - rate * u;
+  return next == x ? x : next;
+}
+
 void step_dense(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, const float* u, uint32_t* words) {
   const int64_t at = row * args.K + column;
   const float keep = args.keep, rate = args.rate;
   if (args.storage == Storage::kF32) {
     float* x = static_cast<float*>(args.dense) + at;
-    for (int64_t i = 0; i < n; ++i) x[i] = x[i] * keep - rate * u[i];
+    for (int64_t i = 0; i < n; ++i) x[i] = stepped(x[i], keep, rate, u[i]);
     return;
   }
   fill_words(words, {args.seed, args.parameter, args.step}, RandomStream::kWeight, at, n);
   uint16_t* x = static_cast<uint16_t*>(args.dense) + at;
   if (args.storage == Storage::kBF16) {
     for (int64_t i = 0; i < n; ++i) {
-      x[i] = stochastic_bf16(float_of(static_cast<uint32_t>(x[i]) << 16) * keep - rate * u[i], words[i]);
+      x[i] = stochastic_bf16(stepped(float_of(static_cast<uint32_t>(x[i]) << 16), keep, rate, u[i]), words[i]);
     }
     return;
   }
@@ -58,7 +64,7 @@ void step_dense(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, c
     const float small = static_cast<float>(static_cast<int32_t>(bits & 0x3ffu)) * 0x1p-24f;
     const float normal = float_of(((bits & 0x7fffu) << 13) + (112u << 23));
     const float value = float_of(bits_of((bits & 0x7c00u) == 0 ? small : normal) | sign);
-    x[i] = stochastic_f16(value * keep - rate * u[i], words[i]);
+    x[i] = stochastic_f16(stepped(value, keep, rate, u[i]), words[i]);
   }
 }
 

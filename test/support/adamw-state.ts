@@ -60,9 +60,10 @@ function quantize(x: ArrayLike<number>): { codes: Uint8Array; scales: Uint8Array
     for (let i = 0; i < 16; i++) amax = Math.max(amax, Math.abs(x[16 * b + i]!))
     let code = 0
     while (code < 126 && e4m3(code) < amax / 6) code++
+    if (code === 0) continue
     scales[b] = code
     for (let i = 16 * b; i < 16 * b + 16; i++) {
-      const a = Math.abs(x[i]!) / (e4m3(code) || 1)
+      const a = Math.abs(x[i]!) / e4m3(code)
       let nearest = 0
       for (let k = 1; k < 8; k++) if (Math.abs(MAGNITUDES[k]! - a) < Math.abs(MAGNITUDES[nearest]! - a)) nearest = k
       codes[i >> 1]! |= (nearest | (x[i]! < 0 ? 8 : 0)) << ((i & 1) * 4)
