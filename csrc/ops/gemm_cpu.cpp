@@ -8,10 +8,11 @@ namespace qn {
 
 namespace {
 
-// Largest tile of c that one piece of work computes: its packed operands (1.2 MiB together) stay in L2.
-constexpr int64_t kMaxRows = 480, kMaxCols = 512;
-constexpr int64_t kPackFloats = (kMaxRows + kMaxCols + 64) * kGemmDepth;
-static_assert((kPackFloats + 64 * kGemmDepth) * 4 <= kWorkerScratchBytes);
+// Largest tile of c that one piece of work computes: its packed operands, 0.7 MiB together, stay in L2.
+constexpr int64_t kMaxRows = 336, kMaxCols = 384;
+// Decoded rows on their way into panels: one panel of at most 32 lanes, or a few rows of kMaxCols.
+constexpr int64_t kRowFloats = 32 * kGemmDepth;
+static_assert(((kMaxRows + kMaxCols) * kGemmDepth + kRowFloats) * 4 <= kWorkerScratchBytes);
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -22,7 +23,7 @@ struct Block {
   int64_t k, depth;
   int64_t width;  // lanes of a panel
   float* panels;  // out f32[ceil(lanes / width)][depth][width]
-  float* row;     // scratch f32[width · depth] or f32[lanes]
+  float* row;     // scratch f32[kRowFloats]
 };
 
 void pack_lanes_are_rows(const GemmOperand& operand, const Block& block, const LinearKernels& kernels) {
@@ -45,19 +46,25 @@ void pack_lanes_are_rows(const GemmOperand& operand, const Block& block, const L
 }
 
 void pack_lanes_are_columns(const GemmOperand& operand, const Block& block, const LinearKernels& kernels) {
-  for (int64_t k = 0; k < block.depth; ++k) {
+  // A few depths at a time: panels lie a multiple of 2 KiB apart, so writing one depth of each in turn would meet the
+  // same few sets of the cache.
+  constexpr int64_t kGroup = 16;
+  static_assert(kGroup * kMaxCols <= kRowFloats);
+  for (int64_t k = 0; k < block.depth; k += kGroup) {
+    const int64_t depth = std::min(kGroup, block.depth - k);
     const float* source = block.row;
+    int64_t stride = block.lanes;
     if (operand.matrix.storage == Storage::kF32) {
       source = static_cast<const float*>(operand.matrix.dense) + (block.k + k) * operand.stride + block.lane;
+      stride = operand.stride;
     } else {
-      decode_row(block.row, operand.matrix, operand.stride, block.k + k, block.lane, block.lanes, kernels);
+      for (int64_t i = 0; i < depth; ++i) {
+        decode_row(block.row + i * stride, operand.matrix, operand.stride, block.k + k + i, block.lane, block.lanes,
+                   kernels);
+      }
     }
-    float* out = block.panels + k * block.width;
-    for (int64_t lane = 0; lane < block.lanes; lane += block.width, out += block.width * block.depth) {
-      const int64_t count = std::min(block.width, block.lanes - lane);
-      std::memcpy(out, source + lane, count * sizeof(float));
-      std::memset(out + count, 0, (block.width - count) * sizeof(float));
-    }
+    kernels.copy(block.panels + k * block.width, block.width * block.depth, block.width, source, stride, block.lanes,
+                 depth);
   }
 }
 

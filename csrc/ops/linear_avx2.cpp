@@ -87,6 +87,20 @@ void transpose(float* panel, int64_t width, const float* source, int64_t stride,
   }
 }
 
+void copy(float* panels, int64_t panel_stride, int64_t width, const float* source, int64_t stride, int64_t lanes,
+          int64_t depth) {
+  for (int64_t from = 0; from < lanes; from += width, panels += panel_stride) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const float* row = source + k * stride + from;
+      float* out = panels + k * width;
+      for (int64_t lane = 0; lane < width; lane += 8) {
+        const int64_t left = lanes - from - lane;
+        store_f32(out + lane, width - lane, left > 0 ? load_f32(row + lane, left) : _mm256_setzero_ps());
+      }
+    }
+  }
+}
+
 void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t count,
                   bool add) {
   const __m256 global = _mm256_set1_ps(global_scale);
@@ -119,6 +133,7 @@ const LinearKernels kLinearAvx2 = {
     .tile_cols = kTileCols,
     .multiply = multiply,
     .transpose = transpose,
+    .copy = copy,
     .decode_nvfp4 = decode_nvfp4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,

@@ -102,6 +102,20 @@ void transpose(float* panel, int64_t width, const float* source, int64_t stride,
   }
 }
 
+void copy(float* panels, int64_t panel_stride, int64_t width, const float* source, int64_t stride, int64_t lanes,
+          int64_t depth) {
+  for (int64_t from = 0; from < lanes; from += width, panels += panel_stride) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const float* row = source + k * stride + from;
+      float* out = panels + k * width;
+      for (int64_t lane = 0; lane < width; lane += 16) {
+        const __m512 values = _mm512_maskz_loadu_ps(first(lanes - from - lane), row + lane);
+        _mm512_mask_storeu_ps(out + lane, first(width - lane), values);
+      }
+    }
+  }
+}
+
 void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t count,
                   bool add) {
   const __m512 values = e2m1_values(), global = _mm512_set1_ps(global_scale);
@@ -141,6 +155,7 @@ const LinearKernels kLinearAvx512 = {
     .tile_cols = kTileCols,
     .multiply = multiply,
     .transpose = transpose,
+    .copy = copy,
     .decode_nvfp4 = decode_nvfp4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,

@@ -30,6 +30,11 @@ struct LinearKernels {
   // panel[k][lane] = source[lane][k], lanes [0, lanes) of `width`; the lanes after that are zeroed.
   void (*transpose)(float* panel, int64_t width, const float* source, int64_t stride, int64_t lanes, int64_t depth);
 
+  // panels[lane / width][k][lane % width] = source[k][lane] for lanes [0, lanes), panels `panel_stride` floats and rows
+  // of the source `stride` apart; the lanes of the last panel after that are zeroed.
+  void (*copy)(float* panels, int64_t panel_stride, int64_t width, const float* source, int64_t stride, int64_t lanes,
+               int64_t depth);
+
   // out[0, count) from packed storage; with add, out += (one rounding each). count % 16 == 0 for NVFP4.
   void (*decode_nvfp4)(float* out, const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t count,
                        bool add);

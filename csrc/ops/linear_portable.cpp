@@ -1,4 +1,6 @@
 // The matrix products' building blocks as plain loops: any processor, and what the vector versions are tested against.
+#include <cstring>
+
 #include "core/dtype.h"
 #include "format/nvfp4.h"
 #include "ops/linear_kernels.h"
@@ -9,19 +11,26 @@ namespace {
 
 constexpr int64_t kTileRows = 4, kTileCols = 16;
 
+// Four f32 lanes, SSE2 or NEON registers: plain arithmetic, which GCC and Clang do not find on their own here.
+typedef float Lanes __attribute__((vector_size(16)));
+constexpr int64_t kTileLanes = kTileCols / 4;
+
 void multiply(float* c, int64_t c_stride, const float* a, const float* b, int64_t depth, int64_t rows, int64_t cols,
               bool accumulate) {
-  float sum[kTileRows][kTileCols] = {};
+  Lanes sum[kTileRows][kTileLanes] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    for (int64_t i = 0; i < rows; ++i) {
-      const float factor = a[k * kTileRows + i];
-      for (int64_t j = 0; j < kTileCols; ++j) sum[i][j] += factor * b[k * kTileCols + j];
+    Lanes column[kTileLanes];
+    std::memcpy(column, b + k * kTileCols, sizeof column);
+    for (int64_t i = 0; i < kTileRows; ++i) {  // all rows: a fixed count stays in registers
+      for (int64_t j = 0; j < kTileLanes; ++j) sum[i][j] += a[k * kTileRows + i] * column[j];
     }
   }
+  float tile[kTileRows][kTileCols];
+  std::memcpy(tile, sum, sizeof tile);
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t j = 0; j < cols; ++j) {
       float& out = c[i * c_stride + j];
-      out = accumulate ? out + sum[i][j] : sum[i][j];
+      out = accumulate ? out + tile[i][j] : tile[i][j];
     }
   }
 }
@@ -34,12 +43,26 @@ void transpose(float* panel, int64_t width, const float* source, int64_t stride,
   }
 }
 
+void copy(float* panels, int64_t panel_stride, int64_t width, const float* source, int64_t stride, int64_t lanes,
+          int64_t depth) {
+  for (int64_t from = 0; from < lanes; from += width, panels += panel_stride) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const float* row = source + k * stride + from;
+      float* out = panels + k * width;
+      for (int64_t lane = 0; lane < width; ++lane) out[lane] = from + lane < lanes ? row[lane] : 0.0f;
+    }
+  }
+}
+
 void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t count,
                   bool add) {
-  for (int64_t k = 0; k < count; ++k) {
-    // code · scale is exact (4 x 4 significant bits), so the product with global rounds once.
-    const float value = e2m1_to_f32(codes[k / 2] >> (4 * (k % 2))) * e4m3_to_f32(scales[k / kBlockSize]) * global_scale;
-    out[k] = add ? out[k] + value : value;
+  for (int64_t k = 0; k < count; k += kBlockSize) {
+    const float scale = e4m3_to_f32(scales[k / kBlockSize]);
+    for (int64_t i = k; i < k + kBlockSize; ++i) {
+      // code · scale is exact (2 x 4 significant bits), so the product with global rounds once.
+      const float value = e2m1_to_f32(codes[i / 2] >> (4 * (i % 2))) * scale * global_scale;
+      out[i] = add ? out[i] + value : value;
+    }
   }
 }
 
@@ -58,6 +81,7 @@ const LinearKernels kLinearPortable = {
     .tile_cols = kTileCols,
     .multiply = multiply,
     .transpose = transpose,
+    .copy = copy,
     .decode_nvfp4 = decode_nvfp4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
