@@ -1,7 +1,8 @@
 /** The only file that loads the addon. */
 import bindings from 'bindings'
 import { existsSync, readFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { createRequire } from 'node:module'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { NativeAddon } from '../types/native'
 import { Qwen3Nvfp4Error } from './errors'
@@ -13,9 +14,12 @@ export function native(): NativeAddon {
   return (addon ??= load())
 }
 
+/** QN_ADDON_PATH names a build other than that of `npm install`, such as the one with sanitizers; nothing else is tried. */
 function load(): NativeAddon {
   const root = packageRoot()
+  const chosen = process.env['QN_ADDON_PATH']
   try {
+    if (chosen) return createRequire(join(root, 'package.json'))(resolve(chosen)) as NativeAddon
     return bindings({ bindings: 'qwen3_nvfp4', module_root: root }) as NativeAddon
   } catch (cause) {
     // `bindings` lists the paths that do not exist; a file that exists and does not load throws dlopen's own message.

@@ -23,6 +23,7 @@ describe('a package whose addon', () => {
     const output = execFileSync(process.execPath, ['--input-type=commonjs'], {
       input: text,
       cwd: folder,
+      env: { ...process.env, QN_ADDON_PATH: '' },
       encoding: 'utf8',
     })
     return JSON.parse(output) as { code: string; message: string }
