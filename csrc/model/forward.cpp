@@ -11,16 +11,6 @@ namespace qn {
 
 namespace {
 
-void check_ids(const ModelConfig& config, const ForwardArgs& args) {
-  if (args.B < 1 || args.T < 1) fail(Code::kInvalidArgument, "Expected at least one token for ids but received none");
-  for (int64_t i = 0; i < args.B * args.T; ++i) {
-    if (args.ids[i] < 0 || args.ids[i] >= config.V) {
-      fail(Code::kInvalidArgument, "Expected ids in [0, %lld) but received %d at position %lld", (long long)config.V,
-           args.ids[i], (long long)i);
-    }
-  }
-}
-
 void keep_hidden(ForwardOutput& out, Model& model, const float* x, int64_t N) {
   const int64_t bytes = N * model.config().H * 4;
   out.hidden.emplace_back(model.device().ledger(), MemoryKind::kActivations, bytes);
@@ -78,13 +68,23 @@ ForwardOutput run(Model& model, KvCache* cache, const ForwardArgs& args, const C
 
 }  // namespace
 
+void check_token_ids(const ModelConfig& config, const int32_t* ids, int64_t B, int64_t T) {
+  if (B < 1 || T < 1) fail(Code::kInvalidArgument, "Expected at least one token for ids but received none");
+  for (int64_t i = 0; i < B * T; ++i) {
+    if (ids[i] < 0 || ids[i] >= config.V) {
+      fail(Code::kInvalidArgument, "Expected ids in [0, %lld) but received %d at position %lld", (long long)config.V,
+           ids[i], (long long)i);
+    }
+  }
+}
+
 ForwardOutput forward(Model& model, const ForwardArgs& args, const Cpu& cpu) {
-  check_ids(model.config(), args);
+  check_token_ids(model.config(), args.ids, args.B, args.T);
   return run(model, nullptr, args, cpu);
 }
 
 ForwardOutput forward_cached(Model& model, KvCache& cache, const ForwardArgs& args, const Cpu& cpu) {
-  check_ids(model.config(), args);
+  check_token_ids(model.config(), args.ids, args.B, args.T);
   if (args.B != 1 || args.mask) {
     fail(Code::kInvalidArgument, "Expected one sequence without a mask for a cached forward but received %lld",
          (long long)args.B);

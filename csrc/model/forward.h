@@ -27,6 +27,9 @@ struct ForwardOutput {
   std::vector<Buffer> hidden;  // L + 1 of f32[B·T, H]: input of layer i; the last is after the final norm
 };
 
+// Error(kInvalidArgument) unless there is a token and every id of ids[B, T] is in [0, V).
+void check_token_ids(const ModelConfig& config, const int32_t* ids, int64_t B, int64_t T);
+
 ForwardOutput forward(Model& model, const ForwardArgs& args, const Cpu& cpu);
 
 // T tokens at positions cache.seq_len() ..; B = 1. The cache advances only when everything succeeded.

@@ -109,7 +109,7 @@ void layer_output(const LayerPass& pass, LayerParameters& p, const LayerActivati
   project(pass, x_out, a.act, *p.down_proj, true);
 }
 
-void layer_forward(const LayerPass& pass, int64_t layer, const float* x, const LayerActivations& a, float* x_out) {
+void layer_inside(const LayerPass& pass, int64_t layer, const float* x, const LayerActivations& a) {
   LayerParameters& p = pass.model.layer(layer);
   layer_project(pass, p, x, a);
   layer_rotate(pass, p, a);
@@ -118,7 +118,11 @@ void layer_forward(const LayerPass& pass, int64_t layer, const float* x, const L
   layer_norm_mid(pass, p, a);
   layer_gate_up(pass, p, a);
   layer_activate(pass, a);
-  layer_output(pass, p, a, x_out);
+}
+
+void layer_forward(const LayerPass& pass, int64_t layer, const float* x, const LayerActivations& a, float* x_out) {
+  layer_inside(pass, layer, x, a);
+  layer_output(pass, pass.model.layer(layer), a, x_out);
 }
 
 }  // namespace qn

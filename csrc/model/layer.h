@@ -69,7 +69,9 @@ void layer_activate(const LayerPass& pass, const LayerActivations& a);
 // x_mid, act → x_out (may alias x_mid).
 void layer_output(const LayerPass& pass, LayerParameters& p, const LayerActivations& a, float* x_out);
 
-// All of the above in order.
+// x → act: everything but layer_output, which is what a backward pass has to make again.
+void layer_inside(const LayerPass& pass, int64_t layer, const float* x, const LayerActivations& a);
+// x → x_out: the whole layer.
 void layer_forward(const LayerPass& pass, int64_t layer, const float* x, const LayerActivations& a, float* x_out);
 
 }  // namespace qn

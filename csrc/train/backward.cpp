@@ -136,13 +136,7 @@ class Backward {
     LayerParameters& p = model_.layer(i);
     const KeptParts kept = kept_parts(tape_.recompute);
     if (!kept.products) {
-      layer_project(pass_, p, x, a);
-      layer_rotate(pass_, p, a);
-      layer_attend(pass_, i, a);
-      layer_attention_output(pass_, p, x, a);
-      layer_norm_mid(pass_, p, a);
-      layer_gate_up(pass_, p, a);
-      layer_activate(pass_, a);
+      layer_inside(pass_, i, x, a);
     } else if (!kept.cheap) {
       layer_norm_input(pass_, p, x, a);
       layer_rotate(pass_, p, a);

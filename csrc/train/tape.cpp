@@ -19,16 +19,6 @@ int64_t tape_bytes(const ModelConfig& config, int64_t N, Recompute recompute) {
   return plan.bytes();
 }
 
-void check_tokens(const ModelConfig& config, const TapeArgs& args) {
-  if (args.B < 1 || args.T < 1) fail(Code::kInvalidArgument, "Expected at least one token for ids but received none");
-  for (int64_t i = 0; i < args.B * args.T; ++i) {
-    if (args.ids[i] < 0 || args.ids[i] >= config.V) {
-      fail(Code::kInvalidArgument, "Expected ids in [0, %lld) but received %d at position %lld", (long long)config.V,
-           args.ids[i], (long long)i);
-    }
-  }
-}
-
 // targets[b, t]: what position t predicts, kIgnoreLabel for nothing.
 std::vector<int32_t> align_labels(const Tape& tape, const int32_t* labels, bool shifted) {
   const int64_t V = tape.model.config().V;
@@ -63,7 +53,7 @@ Tape::Tape(Model& owner, const TapeArgs& args)
 }
 
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu) {
-  check_tokens(model.config(), args);
+  check_token_ids(model.config(), args.ids, args.B, args.T);
   const ModelConfig& c = model.config();
   auto tape = std::make_shared<Tape>(model, args);
   TapeBuffers& b = tape->buffers;
