@@ -1,8 +1,13 @@
 // npm run test:asan: builds the addon with AddressSanitizer and UndefinedBehaviorSanitizer beside the normal build and runs
-// the whole test suite on it. Extra arguments go to jest. Linux with g++ only.
+// the test suite on it, one file after the other. Extra arguments go to jest. Linux with g++ only.
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, symlinkSync } from 'node:fs'
 import { resolve } from 'node:path'
+
+/** What a sanitizer build cannot answer, with the reason. */
+const excluded = {
+  'test/model/leak.test.ts': 'the sanitizer keeps freed memory in quarantine, so resident memory grows',
+}
 
 const root = resolve(import.meta.dirname, '..')
 const folder = resolve(root, 'build-asan')
@@ -20,7 +25,10 @@ if (build.status !== 0) process.exit(build.status ?? 1)
 
 const runtime = (name) => execFileSync('g++', [`-print-file-name=${name}`], { encoding: 'utf8' }).trim()
 execFileSync('npm', ['run', '--silent', 'build'], { cwd: root, stdio: 'inherit' })
-const tests = spawnSync('node', ['node_modules/jest/bin/jest.js', ...process.argv.slice(2)], {
+for (const [file, reason] of Object.entries(excluded)) console.log(`skipped: ${file} (${reason})`)
+const ignored = ['/node_modules/', '<rootDir>/test/gpu/', ...Object.keys(excluded).map((file) => `<rootDir>/${file}`)]
+const options = ['--runInBand', ...ignored.map((pattern) => `--testPathIgnorePatterns=${pattern}`)]
+const tests = spawnSync('node', ['node_modules/jest/bin/jest.js', ...options, ...process.argv.slice(2)], {
   cwd: root,
   stdio: 'inherit',
   env: {
