@@ -17,7 +17,8 @@ export async function chat({ folder, threads }: StageOptions): Promise<void> {
     console.log(`\n    ${computed}, ${generatedTokens} generated; cache.seqLen ${session.cache.seqLen}`)
   }
 
-  const ids = tokenizer.applyChatTemplate(session.messages)
+  // Up to where the last answer begins, so that the likeliest tokens are how it may begin.
+  const ids = tokenizer.applyChatTemplate(session.messages.slice(0, -1), { addGenerationPrompt: true })
   const paths = await compareForwardPaths(model, ids, { tokenizer, topK: 3 })
   console.log(`\n  the same ${ids.length} tokens down three paths:`)
   describePath('A reference (dense fp32)', paths.reference)
@@ -32,8 +33,8 @@ export async function chat({ folder, threads }: StageOptions): Promise<void> {
   if (firstDivergence || !paths.sameTopToken) throw new Error('the forward paths disagree')
 }
 
-function describePath(name: string, { top, nanCount, infinityCount, logits }: ForwardPathReport): void {
-  const likeliest = top.map(({ id, text }) => `${id} ${JSON.stringify(text)}`).join(', ')
-  const health = `${nanCount} NaN, ${infinityCount} Inf`
-  console.log(`  ${name}: top ${likeliest}; ${health}; logits off by ${logits.relativeError.toExponential(1)}`)
+function describePath(name: string, { top, nanCount, infinityCount, layers }: ForwardPathReport): void {
+  const likeliest = top.map(({ id, text, logit }) => `${id} ${JSON.stringify(text)} ${logit.toFixed(2)}`).join(', ')
+  const worst = Math.max(...layers.map(({ relativeError }) => relativeError))
+  console.log(`  ${name}: ${likeliest}; ${nanCount} NaN, ${infinityCount} Inf; layers off by ${worst.toExponential(1)}`)
 }

@@ -52,7 +52,7 @@ export const pretraining: RunSettings = {
 }
 
 export const tuning: RunSettings & { replayShare: number; checkEvery: number; checksInARow: number } = {
-  steps: 240,
+  steps: 300,
   warmupSteps: 10,
   lr: 1e-3,
   maxGradNorm: 1,

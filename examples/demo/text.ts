@@ -1,6 +1,6 @@
 /** From text files to batches of token ids. */
 import { readFile } from 'node:fs/promises'
-import { Tokenizer, type TrainBatch } from 'qwen3-nvfp4'
+import type { Tokenizer } from 'qwen3-nvfp4'
 import { makeByteTokenizer, type ByteTokenizer } from '../support/make-byte-tokenizer'
 import type { RunSettings } from './settings'
 
@@ -48,6 +48,12 @@ export function randomSource(seed: number): () => number {
 
 export const pick = <T>(random: () => number, items: readonly T[]): T => items[Math.floor(random() * items.length)]!
 
+/** What `trainStep` takes: rows of equal length. */
+export interface Batch {
+  ids: number[][]
+  labels: number[][]
+}
+
 interface Row {
   ids: number[]
   labels: number[]
@@ -78,7 +84,7 @@ export class Batches {
     this.#random = random
   }
 
-  next({ textRows, chatRows, tokens }: RunSettings, nextPair: () => Pair): TrainBatch {
+  next({ textRows, chatRows, tokens }: RunSettings, nextPair: () => Pair): Batch {
     const rows = [
       ...Array.from({ length: textRows }, () => this.#window(tokens)),
       ...Array.from({ length: chatRows }, () => this.#conversation(tokens, nextPair)),

@@ -1,0 +1,75 @@
+/** Every example runs as a user runs it: a process of its own, on a tiny model made here. */
+import { execFile } from 'node:child_process'
+import { existsSync, writeFileSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import { promisify } from 'node:util'
+import { makeByteTokenizer, writeByteTokenizer } from '../../examples/support/make-byte-tokenizer'
+import { temporaryFolder } from '../support/files'
+import { tinyConfig, tinyModel } from '../support/tiny-model'
+
+const root = resolve(__dirname, '../..')
+const folder = temporaryFolder()
+const model = join(folder, 'model.dat')
+
+interface Output {
+  stdout: string
+  stderr: string
+  code?: number
+}
+
+async function run(example: string, ...args: string[]): Promise<Output> {
+  const command = ['--import', 'tsx', join(root, 'examples', example), ...args]
+  return promisify(execFile)(process.execPath, command, { cwd: root }).catch((failure: Output) => failure)
+}
+
+beforeAll(async () => {
+  const made = makeByteTokenizer('user\nassistant\n'.repeat(20), 300)
+  await writeByteTokenizer(folder, made)
+  const random = await tinyModel({}, { ...tinyConfig, vocabSize: made.vocabSize })
+  await random.saveDat(model)
+  await random.dispose()
+})
+
+test('each example says how it is used', async () => {
+  for (const example of ['load-and-chat.ts', 'stream-tokens.ts', 'fine-tune.ts', 'inspect-dat.ts']) {
+    const { code, stderr } = await run(example)
+    expect([example, code]).toEqual([example, 2])
+    expect(stderr).toMatch(`usage: tsx examples/${example} <model.dat>`)
+  }
+})
+
+test('fine-tune teaches an answer, and load-and-chat gets it from the saved file', async () => {
+  const pairs = join(folder, 'pairs.tsv')
+  const tuned = join(folder, 'tuned.dat')
+  writeFileSync(pairs, '# prompt<TAB>answer\nhi\tyes\n')
+  const { stdout, stderr } = await run('fine-tune.ts', model, folder, pairs, tuned, '60', '1e-2')
+  expect(stderr).toBe('')
+  const losses = [...stdout.matchAll(/^epoch \d+: loss ([\d.]+) over 4 tokens$/gm)].map(([, loss]) => Number(loss))
+  expect(losses).toHaveLength(60)
+  expect(losses[59]).toBeLessThan(losses[0]! / 10)
+  expect(stdout).toMatch(`wrote ${tuned}, `)
+  expect(existsSync(tuned)).toBe(true)
+
+  const chat = await run('load-and-chat.ts', tuned, folder, 'hi')
+  expect(chat.stderr).toBe('')
+  expect(chat.stdout).toMatch(/^> hi\nyes\n\[0 tokens kept, \d+ read, 4 written\]\n$/)
+})
+
+test('stream-tokens gives ids, probabilities and text, and the same again', async () => {
+  const once = await run('stream-tokens.ts', model, folder, 'assistant', '5', '0.7')
+  expect(once.stderr).toBe('')
+  const tokens = once.stdout.match(/^ +\d+ +[\d.]+% (.* [\d.]+%){3}$/gm)!
+  expect(tokens).toHaveLength(5)
+  expect(once.stdout).toMatch('ended by max-tokens\nassistant')
+  expect(await run('stream-tokens.ts', model, folder, 'assistant', '5', '0.7')).toEqual(once)
+})
+
+test('inspect-dat lists entries, or the bytes of one', async () => {
+  const { stdout } = await run('inspect-dat.ts', model)
+  expect(stdout).toMatch(/^model\.norm\.weight {2}float32\[32\] {2}128 bytes at \d+$/m)
+  expect(stdout).toMatch(/^model\.layers\.0\.mlp\.up_proj\.weight\.qdata {2}uint8\[64, 16\] {2}1024 bytes at \d+$/m)
+  expect(stdout).toMatch(/\n\d+ entries, \d+ bytes\n/)
+  const norm = await run('inspect-dat.ts', model, 'model.norm.weight')
+  expect(norm.stdout).toMatch(/^model\.norm\.weight: 128 bytes, 3 different\n {2}0x00 {2}50\.0%\n/)
+  expect((await run('inspect-dat.ts', model, 'none')).stderr).toMatch('DAT_NO_SUCH_KEY')
+})
