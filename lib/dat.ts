@@ -1,5 +1,5 @@
 /** Entry of `qwen3-nvfp4/dat`: the file formats alone, without the addon. */
-export { Qwen3Nvfp4Error } from './errors'
+export { Qwen3Nvfp4Error, type ErrorCode, type ErrorDetails } from './errors'
 export { DatReader, type DatOpenOptions, type DatSummary } from './format/dat-reader'
 export { DatWriter, type DatPayload, type DatWriterOptions } from './format/dat-writer'
 export { readDat, rewriteDat, writeDat, type DatReplacement, type DatReplacements } from './format/dat'

@@ -1,6 +1,6 @@
 /** qwen3-nvfp4: run and train Qwen3 in 4 bits from Node.js. */
 export { Qwen3Nvfp4Error, errorCodes } from './errors'
-export type { ErrorCode } from './errors'
+export type { ErrorCode, ErrorDetails } from './errors'
 
 export { ChatTemplate } from './chat/chat-template'
 export { generateText } from './chat/generate-text'
@@ -31,6 +31,7 @@ export type { OpenCheckpointOptions } from './model/checkpoint'
 export { parseQwen3Config, readQwen3Config, toConfigJson } from './model/config'
 export { saveDat } from './model/save-dat'
 export type { SaveDatOptions, SavedModel } from './model/save-dat'
+export type { SavedScales } from './model/save-plan'
 export { compareForwardPaths } from './model/compare-forward-paths'
 export type {
   ForwardPathComparison,
@@ -54,6 +55,7 @@ export { dequantizeNvfp4, fromBlockedScales, quantizeNvfp4, toBlockedScales } fr
 export type * from '../types/chat'
 export type * from '../types/checkpoint'
 export type * from '../types/format'
+export type { NativeFileRange, NativeTensorSource } from '../types/native'
 export type * from '../types/config'
 export type * from '../types/options'
 export type * from '../types/quantize'

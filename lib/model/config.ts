@@ -68,7 +68,7 @@ export function parseQwen3Config(json: unknown, file = 'config'): Qwen3Config {
 }
 
 /** A config.json that Hugging Face transformers and parseQwen3Config read as `config`. */
-export function toConfigJson(config: Qwen3Config): Json {
+export function toConfigJson(config: Qwen3Config): Record<string, unknown> {
   const eos = config.eosTokenIds ?? []
   return {
     architectures: ['Qwen3ForCausalLM'],
