@@ -30,8 +30,9 @@ export { openCheckpoint } from './model/checkpoint'
 export type { OpenCheckpointOptions } from './model/checkpoint'
 export { parseQwen3Config, readQwen3Config, toConfigJson } from './model/config'
 export { saveDat } from './model/save-dat'
-export type { SaveDatOptions, SavedModel } from './model/save-dat'
-export type { SavedScales } from './model/save-plan'
+export type { FoldedTensor } from './model/folded-residuals'
+export type { SaveDatOptions, SaveDatResult, SavedModel } from './model/save-dat'
+export type { SavedResidual, SavedScales } from './model/save-plan'
 export { compareForwardPaths } from './model/compare-forward-paths'
 export type {
   ForwardPathComparison,

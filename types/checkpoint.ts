@@ -1,8 +1,10 @@
 import type { Qwen3Config } from './config'
-import type { NativeTensorSource } from './native'
+import type { NativeFoldedResidual, NativeTensorSource } from './native'
 import type { Storage } from './tensor'
 
-export type ParameterPart = 'values' | 'codes' | 'scales' | 'globalScale'
+/** The forms that have bytes in memory. The residual parts are the NVFP4 of what codes and scales miss. */
+export type StoredPart = 'values' | 'codes' | 'scales' | 'residualCodes' | 'residualScales'
+export type ParameterPart = StoredPart | 'globalScale'
 
 /** One entry of the file that a model came from: a part of a parameter, or a tensor that the model does not use. */
 export interface LayoutEntry {
@@ -42,12 +44,14 @@ export interface ParameterForm {
   storage: Storage
   twoLevel: boolean
   globalScale: number
-  /** Whether an NVFP4 residual exists beside the codes. */
+  /** Whether the value is that of the codes and of an NVFP4 residual. */
   residual?: boolean
 }
 
-/** Where saveDat reads parameters: bytes of `values` in the storage's own type, of `codes` or of E4M3 `scales`. */
+/** Where saveDat reads parameters: bytes of `values` in the storage's own type, of codes or of E4M3 scales. */
 export interface ParameterSource {
   readonly parameters: readonly ParameterForm[]
-  read(name: string, part: 'values' | 'codes' | 'scales', offset: number, length: number): Promise<Uint8Array>
+  read(name: string, part: StoredPart, offset: number, length: number): Promise<Uint8Array>
+  /** Codes and residual quantised anew as one NVFP4 tensor. Needed to save with `residual: 'fold'`. */
+  fold?(name: string, twoLevel: boolean): Promise<NativeFoldedResidual>
 }

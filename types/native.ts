@@ -107,6 +107,9 @@ export interface NativeTensorSource {
   scales?: NativeFileRange
   globalScale?: number
   twoLevel?: boolean
+  /** Both or neither, and only of two levels: NVFP4 of what codes and scales miss, under globalScale / 8. */
+  residualCodes?: NativeFileRange
+  residualScales?: NativeFileRange
 }
 
 /** csrc/model/load.h: LoadOptions. */
@@ -135,8 +138,17 @@ export interface NativeParameterInfo {
   storage: Storage
   twoLevel: boolean
   globalScale: number
-  /** Whether an NVFP4 residual exists beside the codes. */
+  /** Whether the forward pass adds an NVFP4 residual to the codes. */
   residual: boolean
+}
+
+/** csrc/model/fold_residual.h */
+export interface NativeFoldedResidual {
+  codes: Uint8Array
+  scales: Uint8Array
+  globalScale: number
+  /** √(Σ (folded − sum)² / Σ sum²) */
+  relativeRmsError: number
 }
 
 /** The stored forms of a parameter: `dense` is [rows, cols] in its storage, the others are of an NVFP4 matrix. */
@@ -232,6 +244,8 @@ export interface NativeModel {
   readValues(parameter: string): Promise<Float32Array>
   /** Overwrites a parameter in its storage: dense values are rounded to nearest, NVFP4 is quantised anew. */
   writeValues(parameter: string, values: Float32Array): Promise<void>
+  /** The NVFP4 of codes and residual together, rounded to nearest; the parameter stays as it is. */
+  foldResidual(parameter: string, twoLevel: boolean): Promise<NativeFoldedResidual>
   forward(args: NativeForwardArgs, cancel?: NativeCancel): Promise<NativeForwardOutput>
   forwardCached(cache: NativeKvCache, args: NativeForwardArgs, cancel?: NativeCancel): Promise<NativeForwardOutput>
   record(args: NativeTapeArgs, cancel?: NativeCancel): Promise<NativeForwardOutput & { tape: NativeTape }>

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "binding/environment.h"
+#include "binding/held_bytes.h"
 #include "binding/native_device.h"
 #include "binding/native_tensor.h"
 #include "binding/values.h"
@@ -15,19 +16,6 @@ namespace {
 JobOrder order_of(const Napi::CallbackInfo& info) {
   return Environment::of(info.Env()).order(unwrap<NativeDevice>(info[0]).device());
 }
-
-// Work fills arrays that JavaScript first sees when the promise settles; the reference keeps their memory in place.
-struct HeldBytes {
-  HeldBytes(Napi::Env env, int64_t count) {
-    const auto array = Napi::Uint8Array::New(env, static_cast<size_t>(count));
-    data = const_cast<uint8_t*>(array.Data());
-    reference = std::make_shared<Napi::Reference<Napi::Uint8Array>>(Napi::Persistent(array));
-  }
-  Napi::Value value() const { return reference->Value(); }
-
-  uint8_t* data;
-  std::shared_ptr<Napi::Reference<Napi::Uint8Array>> reference;
-};
 
 QuantizeArgs quantize_args(const Napi::CallbackInfo& info) {
   const Napi::Object options = object_of(info[4]);

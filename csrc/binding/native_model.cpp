@@ -34,6 +34,7 @@ Napi::Function NativeModel::define(Napi::Env env) {
        InstanceMethod<&NativeModel::JsDescribe>("describe"), InstanceMethod<&NativeModel::JsReadBytes>("readBytes"),
        InstanceMethod<&NativeModel::JsReadValues>("readValues"),
        InstanceMethod<&NativeModel::JsWriteValues>("writeValues"),
+       InstanceMethod<&NativeModel::JsFoldResidual>("foldResidual"),
        InstanceMethod<&NativeModel::JsReadGradient>("readGradient"),
        InstanceMethod<&NativeModel::JsZeroGradients>("zeroGradients"),
        InstanceMethod<&NativeModel::JsForward>("forward"),

@@ -38,6 +38,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   Napi::Value JsReadBytes(const Napi::CallbackInfo& info);
   Napi::Value JsReadValues(const Napi::CallbackInfo& info);
   Napi::Value JsWriteValues(const Napi::CallbackInfo& info);
+  Napi::Value JsFoldResidual(const Napi::CallbackInfo& info);
   Napi::Value JsReadGradient(const Napi::CallbackInfo& info);
   Napi::Value JsZeroGradients(const Napi::CallbackInfo& info);
   // native_model_forward.cpp

@@ -2,9 +2,11 @@
 #include <atomic>
 #include <cstring>
 
+#include "binding/held_bytes.h"
 #include "binding/native_device.h"
 #include "binding/native_model.h"
 #include "binding/native_tensor.h"
+#include "model/fold_residual.h"
 #include "model/load.h"
 #include "ops/linear.h"
 #include "ops/quantize.h"
@@ -39,6 +41,11 @@ TensorSource source_of(const Napi::Value& value) {
     if (object.Get("globalScale").IsNumber())
       source.global_scale = object.Get("globalScale").As<Napi::Number>().FloatValue();
     source.two_level = bool_of(object.Get("twoLevel"));
+    source.residual = object.Get("residualCodes").IsObject();
+    if (source.residual) {
+      source.residual_codes = range_of(object.Get("residualCodes"));
+      source.residual_scales = range_of(object.Get("residualScales"));
+    }
   } else {
     source.values = range_of(object.Get("values"));
   }
@@ -205,7 +212,7 @@ Napi::Value NativeModel::JsDescribe(const Napi::CallbackInfo& info) {
             out.push_back({{p.name, p.rows, p.cols, p.is_vector},
                            p.trainable,
                            p.two_level,
-                           static_cast<bool>(p.residual_codes),
+                           p.shows_residual(),
                            p.storage,
                            p.global_scale});
           }
@@ -277,6 +284,31 @@ Napi::Value NativeModel::JsWriteValues(const Napi::CallbackInfo& info) {
           return Nothing{};
         },
         to_undefined);
+  });
+}
+
+Napi::Value NativeModel::JsFoldResidual(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    const std::string name = string_of(info[0]);
+    const bool two_level = bool_of(info[1]);
+    auto state = alive();
+    const int64_t count = state->parameter(name).count();
+    const HeldBytes codes(env, count / 2), scales(env, count / kBlockSize);
+    return run_job(
+        env, order(info, 2),
+        [state, name, two_level, codes = codes.data, scales = scales.data](const Cpu& cpu) {
+          MemoryLedger& ledger = state->device()->ledger();
+          return fold_residual(codes, scales, state->parameter(name), two_level, ledger, cpu);
+        },
+        [codes, scales](Napi::Env env, FoldedResidual& folded) -> Napi::Value {
+          Napi::Object out = Napi::Object::New(env);
+          out.Set("codes", codes.value());
+          out.Set("scales", scales.value());
+          out.Set("globalScale", folded.global_scale);
+          out.Set("relativeRmsError", folded.relative_rms_error);
+          return out;
+        });
   });
 }
 

@@ -65,6 +65,11 @@ class Loader {
     if (!packs(p)) fail(Code::kInvalidArgument, "%s cannot be NVFP4", p.name.c_str());
     check_range(p, source.codes, p.count() / 2, {DType::kU8});
     check_range(p, source.scales, p.count() / kBlockSize, {DType::kE4M3, DType::kF16, DType::kF32});
+    if (source.residual) {
+      check_range(p, source.residual_codes, p.count() / 2, {DType::kU8});
+      check_range(p, source.residual_scales, p.count() / kBlockSize, {DType::kE4M3, DType::kF16, DType::kF32});
+      if (!source.two_level) fail(Code::kInvalidArgument, "%s has a residual and one level", p.name.c_str());
+    }
     if (!(source.global_scale > 0) || !(source.global_scale - source.global_scale == 0)) {
       fail(Code::kInvalidArgument, "%s has a global scale of %g", p.name.c_str(), double(source.global_scale));
     }
@@ -72,15 +77,15 @@ class Loader {
 
   // Files are read once, and twice where the largest magnitude must be known before the first block is quantised.
   void plan(const TensorSource& source, Storage target) {
-    total_ += source.packed ? source.codes.bytes + source.scales.bytes
-                            : source.values.bytes * (scans(source, target) ? 2 : 1);
+    total_ += source.packed ? packed_bytes(source) : source.values.bytes * (scans(source, target) ? 2 : 1);
   }
 
   void load(Parameter& p, const TensorSource& source, Storage target, MemoryLedger& ledger) {
     p.allocate(ledger, target);
     p.two_level = true;
     p.global_scale = 1.0f;
-    if (source.packed && target == Storage::kNvfp4) return load_packed(p, source);
+    p.residual_in_forward = true;
+    if (source.packed && target == Storage::kNvfp4) return load_packed(p, source, ledger);
     if (source.packed) return dequantize(p, source);
     if (target == Storage::kNvfp4) return quantize(p, source);
     load_dense(p, source);
@@ -91,6 +96,11 @@ class Loader {
   }
 
  private:
+  static int64_t packed_bytes(const TensorSource& source) {
+    const int64_t residual = source.residual ? source.residual_codes.bytes + source.residual_scales.bytes : 0;
+    return source.codes.bytes + source.scales.bytes + residual;
+  }
+
   bool scans(const TensorSource& source, Storage target) const {
     return !source.packed && target == Storage::kNvfp4 && options_.two_level;
   }
@@ -153,12 +163,17 @@ class Loader {
     }
   }
 
-  void load_packed(Parameter& p, const TensorSource& source) {
+  void load_packed(Parameter& p, const TensorSource& source, MemoryLedger& ledger) {
     p.two_level = source.two_level;
     p.global_scale = source.two_level ? source.global_scale : 1.0f;
-    in_pieces(p.count(), source.codes.bytes + source.scales.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+    if (source.residual) p.allocate_residual(ledger, false);
+    in_pieces(p.count(), packed_bytes(source), [&](int64_t begin, int64_t end, Scratch scratch) {
+      const int64_t block = begin / kBlockSize;
       read(p.codes.as<uint8_t>() + begin / 2, source.codes, begin / 2, end / 2);
-      read_scales(p.scales.as<uint8_t>() + begin / kBlockSize, p, source.scales, begin, end, scratch.raw);
+      read_scales(p.scales.as<uint8_t>() + block, p, source.scales, begin, end, scratch.raw);
+      if (!source.residual) return;
+      read(p.residual_codes.as<uint8_t>() + begin / 2, source.residual_codes, begin / 2, end / 2);
+      read_scales(p.residual_scales.as<uint8_t>() + block, p, source.residual_scales, begin, end, scratch.raw);
     });
   }
 
@@ -190,17 +205,27 @@ class Loader {
   void dequantize(Parameter& p, const TensorSource& source) {
     const int64_t width = p.storage == Storage::kF32 ? 4 : 2;
     const float global = source.two_level ? source.global_scale : 1.0f;
-    in_pieces(p.count(), source.codes.bytes + source.scales.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
-      uint8_t *codes = scratch.raw, *scales = scratch.raw + kPiece / 2;
-      read(codes, source.codes, begin / 2, end / 2);
-      read_scales(scales, p, source.scales, begin, end, scratch.more);
-      // Blocks do not know their rows: 16 columns at a time is the same tensor.
-      const int64_t blocks = (end - begin) / kBlockSize;
-      dequantize_piece({scratch.values, codes, scales, blocks, kBlockSize, global});
+    in_pieces(p.count(), packed_bytes(source), [&](int64_t begin, int64_t end, Scratch scratch) {
+      read_decoded(scratch.values, p, source.codes, source.scales, global, begin, end, scratch.raw);
+      if (source.residual) {
+        auto* residual = reinterpret_cast<float*>(scratch.more);
+        read_decoded(residual, p, source.residual_codes, source.residual_scales, global / 8, begin, end, scratch.raw);
+        for (int64_t i = 0; i < end - begin; ++i) scratch.values[i] += residual[i];
+      }
       const PieceName name{p.name, begin, p.cols};
       check_finite(scratch.values, DType::kF32, end - begin, name);
       narrow(p.dense.as<uint8_t>() + begin * width, scratch.values, p.storage, end - begin, name);
     });
+  }
+
+  // `raw` holds codes, their scales, and scales as the file has them.
+  void read_decoded(float* out, const Parameter& p, const FileRange& codes, const FileRange& scales, float global,
+                    int64_t begin, int64_t end, uint8_t* raw) const {
+    uint8_t *code_bytes = raw, *scale_bytes = raw + kPiece / 2;
+    read(code_bytes, codes, begin / 2, end / 2);
+    read_scales(scale_bytes, p, scales, begin, end, scale_bytes + kPiece / kBlockSize);
+    // Blocks do not know their rows: 16 columns at a time is the same tensor.
+    dequantize_piece({out, code_bytes, scale_bytes, (end - begin) / kBlockSize, kBlockSize, global});
   }
 
   void dequantize_piece(const DequantizeArgs& args) const {

@@ -27,12 +27,14 @@ struct TensorSource {
   FileRange scales;     // kE4M3, kF16 or kF32; the last two must hold E4M3 values exactly
   float global_scale = 1.0f;
   bool two_level = false;
+  bool residual = false;  // only of a two-level source: codes and scales of what the packed value misses, as above
+  FileRange residual_codes, residual_scales;
 };
 
 struct LoadOptions {
   bool quantize = true;                // dense matrices with cols % 16 == 0 become NVFP4; else they keep their dtype
   Storage dense = Storage::kF32;       // used for all matrices when `convert_dense`
-  bool convert_dense = false;          // dequantise packed and convert dense matrices to `dense`
+  bool convert_dense = false;          // dequantise packed (with its residual) and convert dense matrices to `dense`
   bool quantize_raw_embedding = true;  // false: an embedding that is dense in the file stays dense (prior .dat layout)
   bool two_level = true;               // of tensors that are quantised here
   ScaleRule scale_rule = ScaleRule::kAmax;

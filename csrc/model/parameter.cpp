@@ -1,5 +1,7 @@
 #include "model/parameter.h"
 
+#include <utility>
+
 namespace qn {
 
 WeightView Parameter::view() const {
@@ -12,7 +14,7 @@ WeightView Parameter::view() const {
     return view;
   }
   view.packed = {codes.as<uint8_t>(), scales.as<uint8_t>(), global_scale};
-  if (residual_codes && residual_in_forward) {
+  if (shows_residual()) {
     view.residual = {residual_codes.as<uint8_t>(), residual_scales.as<uint8_t>(), global_scale / 8};
   }
   return view;
@@ -31,6 +33,12 @@ void Parameter::allocate(MemoryLedger& ledger, Storage form) {
   } else {
     dense = Buffer(ledger, MemoryKind::kWeights, count() * (form == Storage::kF32 ? 4 : 2));
   }
+}
+
+void Parameter::allocate_residual(MemoryLedger& ledger, bool zeroed) {
+  Buffer code_bytes(ledger, MemoryKind::kWeights, count() / 2, zeroed);
+  residual_scales = Buffer(ledger, MemoryKind::kScales, count() / 16, zeroed);
+  residual_codes = std::move(code_bytes);
 }
 
 }  // namespace qn

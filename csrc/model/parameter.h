@@ -21,11 +21,14 @@ struct Parameter {
   Buffer codes, scales;             // NVFP4: u8[rows, cols/2], e4m3[rows, cols/16]
   bool two_level = true;            // false: global_scale stays exactly 1 (the prior system's .dat layout)
   float global_scale = 1.0f;
-  Buffer residual_codes, residual_scales;  // NVFP4 of what the codes miss, global = global_scale / 8; optimizer-made
+  Buffer residual_codes, residual_scales;  // NVFP4 of what the codes miss, global = global_scale / 8
   bool residual_in_forward = true;         // whether view() shows the residual
 
   int64_t count() const { return rows * cols; }
+  bool shows_residual() const { return residual_codes && residual_in_forward; }
   WeightView view() const;
+  // Gives an NVFP4 parameter its residual buffers.
+  void allocate_residual(MemoryLedger& ledger, bool zeroed);
   // Allocates the buffers of `storage` (contents uninitialised).
   void allocate(MemoryLedger& ledger, Storage form);
   void release();

@@ -113,11 +113,7 @@ void PackedAdamW::make_state(Parameter& parameter) {
     initialize_master(parameter, state);
   }
   if (residual) {
-    if (!parameter.residual_codes) {
-      Buffer codes(ledger, MemoryKind::kWeights, parameter.count() / 2, true);
-      parameter.residual_scales = Buffer(ledger, MemoryKind::kScales, parameter.count() / 16, true);
-      parameter.residual_codes = std::move(codes);
-    }
+    if (!parameter.residual_codes) parameter.allocate_residual(ledger, true);
     parameter.residual_in_forward = options_.residual_in_forward;
   }
   state.global_scale = static_cast<double>(parameter.global_scale);

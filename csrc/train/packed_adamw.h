@@ -33,8 +33,9 @@ struct StepStats {
 
 class PackedAdamW {
  public:
-  // Allocates the state of every trainable parameter (kMoments). With kNvfp4Residual it gives parameters their
-  // residual, zero. `model` must outlive the optimizer and keep its storage.
+  // Allocates the state of every trainable parameter (kMoments). With kNvfp4Residual it gives parameters that have no
+  // residual one of zeros, and goes on from those that a loaded model has. `model` must outlive the optimizer and keep
+  // its storage.
   PackedAdamW(Model& model, const AdamwOptions& options, const Cpu& cpu);
   ~PackedAdamW();
 

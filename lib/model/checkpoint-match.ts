@@ -18,14 +18,21 @@ const suffixes: Record<Exclude<ParameterPart, 'values'>, string> = {
   codes: '.qdata',
   scales: '.scale',
   globalScale: '.scale_2',
+  residualCodes: '.residual.qdata',
+  residualScales: '.residual.scale',
 }
 
 /** Element types that each part may have in a file, and what they are to the core. Ids 0 and 1 are raw E4M3 bits. */
-const partTypes: Record<ParameterPart, Partial<Record<DTypeName, NativeFileRange['dtype']>>> = {
+type PartTypes = Partial<Record<DTypeName, NativeFileRange['dtype']>>
+const codeTypes: PartTypes = { uint8: 'u8', int8: 'u8', float4_e2m1fn_x2: 'u8' }
+const scaleTypes: PartTypes = { float8_e4m3fn: 'e4m3', uint8: 'e4m3', int8: 'e4m3', float16: 'f16', float32: 'f32' }
+const partTypes: Record<ParameterPart, PartTypes> = {
   values: { float32: 'f32', float16: 'f16', bfloat16: 'bf16' },
-  codes: { uint8: 'u8', int8: 'u8', float4_e2m1fn_x2: 'u8' },
-  scales: { float8_e4m3fn: 'e4m3', uint8: 'e4m3', int8: 'e4m3', float16: 'f16', float32: 'f32' },
+  codes: codeTypes,
+  scales: scaleTypes,
   globalScale: { float32: 'f32' },
+  residualCodes: codeTypes,
+  residualScales: scaleTypes,
 }
 
 /** A file with a head of its own is an untied model, in either spelling of either form. */
@@ -45,7 +52,7 @@ export function matchParameters(
   const missing: string[] = []
   for (const spec of parameterSpecs(config)) {
     const parts = findParts(spec.name, byKey)
-    if (parts.codes && !parts.scales) missing.push(`${parts.codes.key.slice(0, -suffixes.codes.length)}.scale`)
+    missing.push(...missingParts(parts))
     if (!parts.codes && !parts.values) missing.push(spec.name)
     for (const [part, entry] of Object.entries(parts)) checkPart(spec, part as ParameterPart, entry, files)
     found.set(spec.name, parts)
@@ -56,6 +63,15 @@ export function matchParameters(
     throw new Qwen3Nvfp4Error('CHECKPOINT_MISSING_TENSORS', message, { file: files[0], key: missing[0] })
   }
   return { found, unused: [...byKey.values()] }
+}
+
+/** Codes need scales; a residual needs both of its parts, and the global scale that its own is an eighth of. */
+function missingParts(parts: Partial<Record<ParameterPart, IndexedEntry>>): string[] {
+  if (!parts.codes) return []
+  const stem = parts.codes.key.slice(0, -suffixes.codes.length)
+  const residual = ['globalScale', 'residualCodes', 'residualScales'] as const
+  const needed = parts.residualCodes || parts.residualScales ? residual : []
+  return (['scales', ...needed] as const).filter((part) => !parts[part]).map((part) => stem + suffixes[part])
 }
 
 export function refuseUnused(unused: readonly IndexedEntry[], files: readonly string[]): void {
@@ -80,6 +96,10 @@ export function toSources(
       scales: toRange('scales', parts.scales!),
       globalScale: globalScale ?? 1,
       twoLevel: globalScale !== undefined,
+      ...(parts.residualCodes && {
+        residualCodes: toRange('residualCodes', parts.residualCodes),
+        residualScales: toRange('residualScales', parts.residualScales!),
+      }),
     }
   })
 }
@@ -127,11 +147,15 @@ function findParts(name: string, byKey: ReadonlyMap<string, IndexedEntry>) {
 function checkPart(spec: ParameterSpec, part: ParameterPart, entry: IndexedEntry, files: readonly string[]): void {
   const { rows, cols, isVector } = spec
   const packs = !isVector && cols % 16 === 0
+  const codes = packs ? [rows, cols / 2] : undefined
+  const scales = packs ? [rows, cols / 16] : undefined
   const shapes: Record<ParameterPart, number[] | undefined> = {
     values: isVector ? [cols] : [rows, cols],
-    codes: packs ? [rows, cols / 2] : undefined,
-    scales: packs ? [rows, cols / 16] : undefined,
+    codes,
+    scales,
     globalScale: entry.shape.length === 1 ? [1] : [],
+    residualCodes: codes,
+    residualScales: scales,
   }
   const expected = shapes[part]
   if (!expected || expected.join() !== entry.shape.join()) {

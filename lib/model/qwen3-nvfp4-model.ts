@@ -1,4 +1,4 @@
-import type { CheckpointLayout } from '../../types/checkpoint'
+import type { CheckpointLayout, ParameterSource } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
 import type { NativeDevice, NativeForwardArgs, NativeGradientOptions, NativeModel } from '../../types/native'
 import type {
@@ -30,7 +30,7 @@ import { Loss } from './loss'
 import { estimateMemory, type MemoryUse, toNativeConfig } from './memory'
 import { checkOptimizerOptions, PackedAdamW } from './packed-adamw'
 import { Parameter } from './parameter'
-import { saveDat, type SaveDatOptions } from './save-dat'
+import { saveDat, type SaveDatOptions, type SaveDatResult } from './save-dat'
 import { checkIds, checkLabels, checkMask } from './token-batch'
 
 const recomputes = ['all', 'cheap', 'none'] as const
@@ -205,13 +205,17 @@ export class Qwen3Nvfp4Model {
     return generateTokens(this.#native, this.config.vocabSize, this.config.eosTokenIds ?? [], prompt, options)
   }
 
-  /** Writes every parameter as a `.dat`, atomically, and the configuration beside it. */
-  async saveDat(path: string | URL, options?: SaveDatOptions): Promise<{ bytes: number; configPath: string }> {
+  /**
+   * Writes every parameter as a `.dat`, atomically, and the configuration beside it. What stands in NVFP4 is what the
+   * forward pass uses, residuals included; fp32 and bf16 masters stay with the optimizer, whose `save` writes them.
+   */
+  async saveDat(path: string | URL, options?: SaveDatOptions): Promise<SaveDatResult> {
     const parameters = await awaitNative(() => this.#native.describe())
-    const source = {
+    const source: ParameterSource = {
       parameters,
-      read: (name: string, part: 'values' | 'codes' | 'scales', offset: number, length: number) =>
+      read: (name, part, offset, length) =>
         awaitNative(() => this.#native.readBytes(name, part === 'values' ? 'dense' : part, offset, length)),
+      fold: (name, twoLevel) => awaitNative(() => this.#native.foldResidual(name, twoLevel)),
     }
     return saveDat(source, path, { config: this.config, layout: this.#layout }, options)
   }

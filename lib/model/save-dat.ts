@@ -10,7 +10,15 @@ import { checkLongOptions, type TensorReader } from '../format/tensor-reader'
 import { configCandidates } from './checkpoint'
 import { exists, openTensorFile } from './checkpoint-files'
 import { readQwen3Config, toConfigJson } from './config'
-import { planEntries, readPlanned, type PlannedEntry, type SavedScales } from './save-plan'
+import { FoldedResiduals, type FoldedTensor } from './folded-residuals'
+import {
+  planEntries,
+  readPlanned,
+  type PlannedEntry,
+  type SavedResidual,
+  type SavedScales,
+  type SavePolicy,
+} from './save-plan'
 
 export interface SaveDatOptions extends LongOperationOptions {
   /**
@@ -19,10 +27,18 @@ export interface SaveDatOptions extends LongOperationOptions {
    */
   scales?: SavedScales
   /**
-   * What to do with the NVFP4 residuals of training with 'nvfp4+residual', which a `.dat` cannot hold. Default: 'refuse',
-   * because without them the saved model is not quite the trained one.
+   * The NVFP4 residuals of training with 'nvfp4+residual'. 'keep' writes them beside the codes, exactly; one level has no
+   * place for them. 'fold' quantises codes and residual anew as one tensor and reports what that loses, a tensor at a
+   * time; 'drop' writes the codes alone. Default: 'keep'.
    */
-  residual?: 'refuse' | 'drop'
+  residual?: SavedResidual
+}
+
+export interface SaveDatResult {
+  bytes: number
+  configPath: string
+  /** With `residual: 'fold'`: every tensor that was quantised anew. */
+  folded: FoldedTensor[]
 }
 
 export interface SavedModel {
@@ -40,24 +56,27 @@ export async function saveDat(
   path: string | URL,
   { config, layout = { entries: [] } }: SavedModel,
   options: SaveDatOptions = {},
-): Promise<{ bytes: number; configPath: string }> {
+): Promise<SaveDatResult> {
   const target = resolve(checkPath('path', path))
   const { signal, onProgress } = checkLongOptions(options)
-  const scales = checkOneOf('scales', options.scales ?? 'as-loaded', ['as-loaded', 'one-level', 'two-level'])
-  refuseResiduals(source, checkOneOf('residual', options.residual ?? 'refuse', ['refuse', 'drop']))
+  const policy: SavePolicy = {
+    scales: checkOneOf('scales', options.scales ?? 'as-loaded', ['as-loaded', 'one-level', 'two-level']),
+    residual: checkOneOf('residual', options.residual ?? 'keep', ['keep', 'fold', 'drop']),
+  }
 
-  const plan = await planEntries(source, layout, scales)
+  const plan = await planEntries(source, layout, policy)
   const totalBytes = plan.reduce((sum, { bytes }) => sum + bytes, 0)
+  const folded = new FoldedResiduals(source)
   await using passed = new PassedThrough()
   await using writer = await DatWriter.create(target, { entries: plan.length, signal })
   let doneBytes = 0
   for (const entry of plan) {
-    const payload = entry.form ? readPlanned(source, entry) : await passed.stream(entry)
+    const payload = entry.form ? readPlanned(source, entry, folded) : await passed.stream(entry)
     const counted = count(payload, (bytes) => onProgress?.({ doneBytes: (doneBytes += bytes), totalBytes }))
     await writer.write(entry.key, entry.elementType, entry.shape, counted)
   }
   const { bytes } = await writer.finish()
-  return { bytes, configPath: await writeConfig(target, config) }
+  return { bytes, configPath: await writeConfig(target, config), folded: folded.tensors }
 }
 
 async function* count(chunks: AsyncIterable<Uint8Array>, onBytes: (bytes: number) => void) {
@@ -65,13 +84,6 @@ async function* count(chunks: AsyncIterable<Uint8Array>, onBytes: (bytes: number
     yield chunk
     onBytes(chunk.length)
   }
-}
-
-function refuseResiduals(source: ParameterSource, policy: 'refuse' | 'drop'): void {
-  const first = policy === 'refuse' && source.parameters.find(({ residual }) => residual)
-  if (!first) return
-  const message = `${first.name} has an NVFP4 residual, which a .dat cannot hold; residual: 'drop' saves the codes alone`
-  throw new Qwen3Nvfp4Error('SAVE_LAYOUT_MISMATCH', message, { key: first.name })
 }
 
 /** A configuration that describes the model already is left as it is; only `<name>.config.json` is ever replaced. */

@@ -4,16 +4,26 @@ import type {
   ParameterForm,
   ParameterPart,
   ParameterSource,
+  StoredPart,
 } from '../../types/checkpoint'
 import { Qwen3Nvfp4Error } from '../errors'
 import { findElementType, payloadBytes } from '../format/element-types'
 import { fromFloat32, toFloat32, type FloatType } from '../format/floats'
+import type { FoldedResiduals } from './folded-residuals'
 
 export type SavedScales = 'as-loaded' | 'one-level' | 'two-level'
+export type SavedResidual = 'keep' | 'fold' | 'drop'
+
+export interface SavePolicy {
+  scales: SavedScales
+  residual: SavedResidual
+}
 
 /** One entry of the file to write; `form` is absent for a tensor that is only passed through. */
 export interface PlannedEntry extends LayoutEntry {
   form?: ParameterForm
+  /** The levels that codes and residual are folded into. */
+  folds?: 'one-level' | 'two-level'
   bytes: number
 }
 
@@ -31,7 +41,7 @@ const storageTypes = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' } as c
 export async function planEntries(
   source: ParameterSource,
   layout: CheckpointLayout,
-  scales: SavedScales,
+  policy: SavePolicy,
 ): Promise<PlannedEntry[]> {
   const remembered = new Map<string, Map<ParameterPart, LayoutEntry>>()
   for (const entry of layout.entries) {
@@ -41,7 +51,7 @@ export async function planEntries(
   }
   const wanted = new Map<string, PlannedEntry[]>()
   for (const form of source.parameters) {
-    wanted.set(form.name, await parameterEntries(source, form, remembered.get(form.name) ?? new Map(), scales))
+    wanted.set(form.name, await parameterEntries(source, form, remembered.get(form.name) ?? new Map(), policy))
   }
 
   const planned: PlannedEntry[] = []
@@ -61,33 +71,41 @@ export async function planEntries(
   return planned
 }
 
-/** The payload of a planned parameter entry, converted from the form in memory. */
-export async function* readPlanned(source: ParameterSource, entry: PlannedEntry): AsyncGenerator<Uint8Array> {
+/** The payload of a planned parameter entry, converted from the form in memory or from what its residual folds to. */
+export async function* readPlanned(
+  source: ParameterSource,
+  entry: PlannedEntry,
+  folded: FoldedResiduals,
+): AsyncGenerator<Uint8Array> {
+  const { folds, part } = entry
   const form = entry.form!
-  if (entry.part === 'globalScale') {
-    yield new Uint8Array(Float32Array.of(form.globalScale).buffer)
+  const fold = folds && (await folded.of(form.name, folds === 'two-level'))
+  if (part === 'globalScale') {
+    yield new Uint8Array(Float32Array.of((fold ?? form).globalScale).buffer)
     return
   }
-  const part = entry.part as 'values' | 'codes' | 'scales'
-  const stored = storedType(form, part)
+  const stored = storedType(form, part!)
   const written = findElementType(entry.elementType)!.dtype
   const converts = stored && isFloat(written) && written !== stored
-  for await (const bytes of readStored(source, form, part)) {
+  const chunks = fold ? inChunks(part === 'codes' ? fold.codes : fold.scales) : readStored(source, form, part!)
+  for await (const bytes of chunks) {
     yield converts ? fromFloat32(written, toFloat32(stored, bytes)) : bytes
   }
 }
 
-/** `values`, or `codes`, `scales` and, of a two-level tensor, `globalScale`. */
+/** `values`, or codes, scales, the global scale of a two-level tensor, and the two parts of a residual that is kept. */
 async function parameterEntries(
   source: ParameterSource,
   form: ParameterForm,
   remembered: Remembered,
-  scales: SavedScales,
+  { scales, residual }: SavePolicy,
 ): Promise<PlannedEntry[]> {
   const { name, rows, cols, isVector, storage } = form
+  const saved = storage === 'nvfp4' && form.residual ? residual : 'drop'
+  const levels = saved === 'fold' ? foldedLevels(form, scales) : undefined
   const entry = (part: ParameterPart, key: string, elementType: number, shape: number[]): PlannedEntry => {
     const old = remembered.get(part)
-    const planned = { key, elementType, shape, ...old, parameter: name, part, form }
+    const planned = { key, elementType, shape, ...old, parameter: name, part, form, folds: levels }
     return { ...planned, bytes: entryBytes(planned) }
   }
   if (storage !== 'nvfp4') {
@@ -96,13 +114,31 @@ async function parameterEntries(
     const elementType = findElementType(storageTypes[storage])!.id
     return [{ ...planned, elementType, bytes: entryBytes({ ...planned, elementType }) }]
   }
-  const scaleKey = remembered.get('scales')?.key ?? `${name}.scale`
+  const stem = remembered.get('codes')?.key.replace(/\.qdata$/, '') ?? name
   const entries = [
-    entry('codes', `${name}.qdata`, 0, [rows, cols / 2]),
-    entry('scales', scaleKey, 101, [rows, cols / 16]),
+    entry('codes', `${stem}.qdata`, 0, [rows, cols / 2]),
+    entry('scales', `${stem}.scale`, 101, [rows, cols / 16]),
   ]
-  if (hasSecondLevel(form, scales)) entries.push(entry('globalScale', `${scaleKey}_2`, 6, []))
+  const second = levels ? levels === 'two-level' : hasSecondLevel(form, scales)
+  if (second) entries.push(entry('globalScale', `${stem}.scale_2`, 6, []))
+  if (saved !== 'keep') return entries
+  if (!second) {
+    const message =
+      `${name} has an NVFP4 residual, which the one-level layout cannot hold; save with scales: 'two-level', ` +
+      "or with residual: 'fold' or 'drop'"
+    throw new Qwen3Nvfp4Error('SAVE_LAYOUT_MISMATCH', message, { key: name })
+  }
+  entries.push(
+    entry('residualCodes', `${stem}.residual.qdata`, 0, [rows, cols / 2]),
+    entry('residualScales', `${stem}.residual.scale`, 101, [rows, cols / 16]),
+  )
   return entries
+}
+
+/** Folding quantises anew, so one level can be had of any tensor. */
+function foldedLevels({ twoLevel, globalScale }: ParameterForm, scales: SavedScales): 'one-level' | 'two-level' {
+  if (scales !== 'as-loaded') return scales
+  return twoLevel || globalScale !== 1 ? 'two-level' : 'one-level'
 }
 
 function hasSecondLevel({ name, twoLevel, globalScale }: ParameterForm, scales: SavedScales): boolean {
@@ -135,10 +171,11 @@ async function holdsExactly(source: ParameterSource, entry: PlannedEntry): Promi
 async function* readStored(
   source: ParameterSource,
   { name, rows, cols, storage }: ParameterForm,
-  part: 'values' | 'codes' | 'scales',
+  part: StoredPart,
 ): AsyncGenerator<Uint8Array> {
-  const perElement = { values: storage === 'fp32' ? 4 : 2, codes: 1 / 2, scales: 1 / 16 }[part]
-  const total = rows * cols * perElement
+  const dense = storage === 'fp32' ? 4 : 2
+  const perElement = { values: dense, codes: 1 / 2, scales: 1 / 16, residualCodes: 1 / 2, residualScales: 1 / 16 }
+  const total = rows * cols * perElement[part]
   for (let offset = 0; offset < total; offset += chunkBytes) {
     const length = Math.min(chunkBytes, total - offset)
     const bytes = await source.read(name, part, offset, length)
@@ -149,10 +186,14 @@ async function* readStored(
   }
 }
 
+function* inChunks(bytes: Uint8Array): Generator<Uint8Array> {
+  for (let offset = 0; offset < bytes.length; offset += chunkBytes) yield bytes.subarray(offset, offset + chunkBytes)
+}
+
 /** The type that a part has in memory; codes have none that converts. */
-function storedType({ storage }: ParameterForm, part: 'values' | 'codes' | 'scales'): FloatType | undefined {
-  if (part === 'codes') return undefined
-  return part === 'scales' || storage === 'nvfp4' ? 'float8_e4m3fn' : storageTypes[storage]
+function storedType({ storage }: ParameterForm, part: StoredPart): FloatType | undefined {
+  if (part === 'codes' || part === 'residualCodes') return undefined
+  return storage === 'nvfp4' ? 'float8_e4m3fn' : storageTypes[storage]
 }
 
 function isFloat(dtype: string): dtype is Exclude<FloatType, 'float8_e4m3fn'> {
