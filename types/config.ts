@@ -22,6 +22,6 @@ export interface Qwen3Config {
   /** Longest context that the checkpoint was made for; a hint, not a limit. */
   maxPositionEmbeddings?: number
   bosTokenId?: number
-  /** Generation ends after any of these. */
+  /** Generation ends after any of these: those of config.json, then further ones of generation_config.json. */
   eosTokenIds?: number[]
 }

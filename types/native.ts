@@ -2,6 +2,7 @@
  * Everything the .node file exports, one interface per native class. Only lib/ calls it, with checked arguments.
  * A method that returns a promise runs on the device's lane, in the order of the calls; errors carry a `code`.
  */
+import type { MemoryEstimate } from './options'
 import type { DType, Storage } from './tensor'
 
 export interface NativeAddon extends NativeCodec {
@@ -66,16 +67,7 @@ export interface NativeDevice {
   resetPeak(): void
 }
 
-export interface NativeMemoryBytes {
-  weights: number
-  scales: number
-  moments: number
-  gradients: number
-  activations: number
-  cache: number
-  scratch: number
-  total: number
-}
+export type NativeMemoryBytes = MemoryEstimate
 
 /** csrc/model/config.h */
 export interface NativeConfig {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -29,7 +30,8 @@ struct ModelState {
   }
 
   // On the lane. The store of gradients in this form; another form is refused while sums are kept.
-  GradientStore& gradient_store(const GradientStore::Options& options) {
+  GradientStore& gradient_store(GradientStore::Options options) {
+    if (resumed_seed) options.seed = *resumed_seed;
     if (gradients && gradients->micro_batches() > 0) {
       if (gradient_options.format != options.format) {
         fail(Code::kInvalidArgument, "gradients are already being summed in another form; step or zeroGrad first");
@@ -41,7 +43,13 @@ struct ModelState {
       gradients = std::make_unique<GradientStore>(model, options);
       gradient_options = options;
     }
+    zero_gradients();
     return *gradients;
+  }
+
+  // On the lane. The next sums draw the random bits of the optimizer's next step, whenever their store was made.
+  void zero_gradients() {
+    if (gradients) gradients->zero(optimizer_steps);
   }
 
   Model model;
@@ -51,6 +59,8 @@ struct ModelState {
   // Lane only.
   std::unique_ptr<GradientStore> gradients;
   GradientStore::Options gradient_options;
+  int64_t optimizer_steps = 0;           // taken by the last optimizer that stepped or was loaded
+  std::optional<uint64_t> resumed_seed;  // of a loaded optimizer state: takes the place of the option
 };
 
 }  // namespace qn

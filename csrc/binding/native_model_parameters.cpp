@@ -112,8 +112,10 @@ void write_values(Model& model, Parameter& p, const std::vector<float>& values, 
   const float amax = amax_cpu(values.data(), p.rows, p.cols, cpu);  // refuses NaN and infinity
   if (p.storage == Storage::kNvfp4) {
     p.global_scale = p.two_level ? two_level_global_scale(amax) : 1.0f;
-    p.residual_codes = Buffer();
-    p.residual_scales = Buffer();
+    // Zero and not freed: an optimizer may go on training it.
+    for (const Buffer* buffer : {&p.residual_codes, &p.residual_scales}) {
+      if (*buffer) std::memset(buffer->data(), 0, static_cast<size_t>(buffer->bytes()));
+    }
     quantize_nvfp4_cpu({p.codes.as<uint8_t>(),
                         p.scales.as<uint8_t>(),
                         values.data(),
@@ -339,7 +341,7 @@ Napi::Value NativeModel::JsZeroGradients(const Napi::CallbackInfo& info) {
     return run_job(
         info.Env(), order(info, 0),
         [state = alive()](const Cpu&) {
-          if (state->gradients) state->gradients->zero(0);
+          state->zero_gradients();
           return Nothing{};
         },
         to_undefined);

@@ -55,6 +55,13 @@ Napi::Object stats_object(Napi::Env env, const StepStats& stats, double lr) {
   return out;
 }
 
+// Whatever becomes of a step, the model knows afterwards how many were counted.
+struct StepCount {
+  ModelState& model;
+  const PackedAdamW& optimizer;
+  ~StepCount() { model.optimizer_steps = optimizer.step_count(); }
+};
+
 }  // namespace
 
 Napi::Function NativeOptimizer::define(Napi::Env env) {
@@ -104,6 +111,7 @@ Napi::Value NativeOptimizer::JsCreate(const Napi::CallbackInfo& info) {
           const std::unordered_set<std::string> trained(names.begin(), names.end());
           for (Parameter& parameter : model.parameters()) parameter.trainable = trained.count(parameter.name) > 0;
           state->optimizer = std::make_unique<PackedAdamW>(model, options, cpu);
+          state->model->resumed_seed.reset();
           return Nothing{};
         },
         to_undefined);
@@ -125,7 +133,8 @@ Napi::Value NativeOptimizer::JsStep(const Napi::CallbackInfo& info) {
             fail(Code::kInvalidArgument, "there are no gradients to step with; await loss.backward() first");
           }
           const StepStats stats = optimizer.step(*gradients, lr, max_grad_norm, cpu);
-          if (!keep) gradients->zero(optimizer.step_count());
+          state->model->optimizer_steps = optimizer.step_count();
+          if (!keep) state->model->zero_gradients();
           return stats;
         },
         [lr](Napi::Env env, StepStats& stats) -> Napi::Value { return stats_object(env, stats, lr); });
@@ -142,7 +151,9 @@ Napi::Value NativeOptimizer::JsTrainStep(const Napi::CallbackInfo& info) {
     return run_job(
         info.Env(), order(info, 2),
         [state = alive(), batch, lr, max_grad_norm](const Cpu& cpu) {
-          return train_step(state->model->model, made(*state),
+          PackedAdamW& optimizer = made(*state);
+          const StepCount count{*state->model, optimizer};
+          return train_step(state->model->model, optimizer,
                             {batch.tape_args(), batch.labels.data(), batch.shifted, lr, max_grad_norm}, cpu);
         },
         [lr](Napi::Env env, TrainStepResult& result) -> Napi::Value {
@@ -159,7 +170,8 @@ Napi::Value NativeOptimizer::JsZeroGradients(const Napi::CallbackInfo& info) {
     return run_job(
         info.Env(), order(info, 0),
         [state = alive()](const Cpu&) {
-          if (state->model->gradients) state->model->gradients->zero(made(*state).step_count());
+          state->model->optimizer_steps = made(*state).step_count();
+          state->model->zero_gradients();
           return Nothing{};
         },
         to_undefined);
@@ -186,7 +198,9 @@ Napi::Value NativeOptimizer::JsLoad(const Napi::CallbackInfo& info) {
           PackedAdamW& optimizer = made(*state);
           optimizer.load(path, cpu);
           // Sums of before the resume would continue with other random bits.
-          if (state->model->gradients) state->model->gradients->zero(optimizer.step_count());
+          state->model->optimizer_steps = optimizer.step_count();
+          state->model->resumed_seed = optimizer.options().seed;
+          state->model->zero_gradients();
           return double(optimizer.step_count());
         },
         [](Napi::Env env, double& step) -> Napi::Value { return Napi::Number::New(env, step); });

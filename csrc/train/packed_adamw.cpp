@@ -171,8 +171,9 @@ void PackedAdamW::begin(double lr, double clip_scale, bool needs_gradient_rows, 
   code_elements_ = changed_codes_ = 0;
 }
 
-// Advances what belongs to the whole parameter: its own step count and, with two levels, the decayed global scale.
-AdamwArgs PackedAdamW::step_args(Parameter& parameter, State& state) {
+// Advances what belongs to the whole parameter: its own step count and, with two levels, the decayed global scale. The
+// parameter itself gets that scale after its last row: the gradient of a head's later rows is made from its values.
+AdamwArgs PackedAdamW::step_args(const Parameter& parameter, State& state) {
   const double t = static_cast<double>(++state.updates);
   const bool packed = parameter.storage == Storage::kNvfp4;
   const bool decays = options_.decay_vectors || !parameter.is_vector;
@@ -182,10 +183,7 @@ AdamwArgs PackedAdamW::step_args(Parameter& parameter, State& state) {
   if (static_cast<float>(state.global_scale) != parameter.global_scale) {
     state.global_scale = static_cast<double>(parameter.global_scale);
   }
-  if (by_global) {
-    state.global_scale *= keep;
-    parameter.global_scale = static_cast<float>(state.global_scale);
-  }
+  if (by_global) state.global_scale *= keep;
 
   AdamwArgs args;
   args.K = parameter.cols;
@@ -204,7 +202,7 @@ AdamwArgs PackedAdamW::step_args(Parameter& parameter, State& state) {
   args.a = static_cast<float>((1 - options_.beta1) / (1 - std::pow(options_.beta1, t)));
   args.b = static_cast<float>((1 - options_.beta2) / (1 - std::pow(options_.beta2, t)));
   args.eps = static_cast<float>(options_.eps);
-  args.rate = static_cast<float>(packed ? lr_ / static_cast<double>(parameter.global_scale) : lr_);
+  args.rate = static_cast<float>(packed ? lr_ / static_cast<double>(static_cast<float>(state.global_scale)) : lr_);
   args.keep = by_global ? 1.0f : static_cast<float>(keep);
   args.seed = options_.seed;
   args.parameter = parameter.id;
@@ -243,6 +241,7 @@ void PackedAdamW::update(Parameter& parameter,
       saturated += results[row].saturated;
     }
   }
+  if (parameter.storage == Storage::kNvfp4) parameter.global_scale = static_cast<float>(state.global_scale);
   stats_.elements += parameter.count();
   if (parameter.storage == Storage::kNvfp4) code_elements_ += parameter.count();
   if (saturated > 0 && parameter.storage == Storage::kNvfp4 && parameter.two_level) widen_range(parameter, state);

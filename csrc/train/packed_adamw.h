@@ -103,7 +103,7 @@ class PackedAdamW {
   void begin(double lr, double clip_scale, bool needs_gradient_rows, const Cpu& cpu);
   void update(Parameter& parameter, const std::function<const float*(int64_t row_begin, int64_t row_count)>& gradient,
               const Cpu& cpu);
-  AdamwArgs step_args(Parameter& parameter, State& state);
+  AdamwArgs step_args(const Parameter& parameter, State& state);
   void widen_range(Parameter& parameter, State& state);
   void count_gradient(const Parameter& parameter, const float* g, int64_t row_count, const Cpu& cpu);
   StepStats end();

@@ -1,4 +1,5 @@
 import { readFile } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
 import type { Qwen3Config } from '../../types/config'
 import { checkPath, describe } from '../check'
 import { ioError, Qwen3Nvfp4Error } from '../errors'
@@ -9,21 +10,44 @@ type Json = Record<string, unknown>
 const maxDimension = 2 ** 26
 const maxLayers = 4096
 
-/** Reads and checks a config.json of Hugging Face. */
+/**
+ * Reads and checks a config.json of Hugging Face. A generation_config.json beside a file of that name adds its
+ * eos_token_id, one or a list, to `eosTokenIds`: chat models end a turn and a document by different tokens, and often
+ * only that file names both.
+ */
 export async function readQwen3Config(path: string | URL): Promise<Qwen3Config> {
   const file = checkPath('path', path)
+  const config = parseQwen3Config(await readJson(file), file)
+  const beside = basename(file) === 'config.json' ? join(dirname(file), 'generation_config.json') : undefined
+  const generation = beside && (await readJson(beside, true))
+  if (beside && generation !== undefined) {
+    const field = new Fields(objectOf(generation, beside), beside)
+    const more = field.has('eos_token_id') ? eosTokenIds(field) : []
+    if (more.length > 0) config.eosTokenIds = [...new Set([...(config.eosTokenIds ?? []), ...more])]
+  }
+  return config
+}
+
+/** Undefined for a file that is absent and may be. */
+async function readJson(file: string, optional = false): Promise<unknown> {
   let text: string
   try {
     text = await readFile(file, 'utf8')
   } catch (cause) {
+    if (optional && (cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
     throw ioError('read', file, cause)
   }
   try {
-    return parseQwen3Config(JSON.parse(text), file)
+    return JSON.parse(text)
   } catch (cause) {
-    if (!(cause instanceof SyntaxError)) throw cause
-    throw new Qwen3Nvfp4Error('CONFIG_INVALID', `${file}: not JSON: ${cause.message}`, { cause, file })
+    const message = `${file}: not JSON: ${(cause as SyntaxError).message}`
+    throw new Qwen3Nvfp4Error('CONFIG_INVALID', message, { cause, file })
   }
+}
+
+function objectOf(json: unknown, file: string): Json {
+  if (typeof json === 'object' && json !== null && !Array.isArray(json)) return json as Json
+  throw invalid(file, 'a JSON object', 'the configuration', json)
 }
 
 /**
@@ -31,10 +55,7 @@ export async function readQwen3Config(path: string | URL): Promise<Qwen3Config> 
  * does not implement is refused: another architecture, biases, sliding windows, scaled rope, another activation.
  */
 export function parseQwen3Config(json: unknown, file = 'config'): Qwen3Config {
-  if (typeof json !== 'object' || json === null || Array.isArray(json)) {
-    throw invalid(file, 'a JSON object', 'the configuration', json)
-  }
-  const field = new Fields(json as Json, file)
+  const field = new Fields(objectOf(json, file), file)
   refuseOtherModels(field)
   const hiddenSize = field.dimension('hidden_size')
   const numHiddenLayers = field.integer('num_hidden_layers', 1, maxLayers)

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { Tokenizer } from 'qwen3-nvfp4'
 import type { ChatMessage } from 'qwen3-nvfp4'
 import { makeByteTokenizer, writeByteTokenizer } from '../../examples/support/make-byte-tokenizer'
-import { describeWithShared, sharedPath } from '../support/shared-data'
+import { describeWithShared, sharedPath } from '../support/files'
 
 const text = 'low low low lower lowest newest newest 神話 神話 神話 之神 2026\n'.repeat(3)
 const made = makeByteTokenizer(text, 300)
@@ -66,9 +66,9 @@ describe('makeByteTokenizer', () => {
   })
 })
 
-describeWithShared('data/qwen3', "the byte tokenizer's chat template", () => {
+describeWithShared("the byte tokenizer's chat template", ['qwen3'], () => {
   test('renders plain turns as Qwen3 does', async () => {
-    const qwen3 = await Tokenizer.fromFile(sharedPath('data/qwen3'))
+    const qwen3 = await Tokenizer.fromFile(sharedPath('qwen3'))
     const messages: ChatMessage[] = [
       { role: 'system', content: 'S\n' },
       { role: 'user', content: ' 你是誰 ' },

@@ -2,10 +2,10 @@ import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Tokenizer } from 'qwen3-nvfp4'
-import { describeWithShared, sharedPath } from '../support/shared-data'
+import { describeWithShared, sharedPath } from '../support/files'
 import { tinyTokenizerConfig, tinyTokenizerJson } from '../support/tiny-tokenizer'
 
-const qwen3 = 'data/qwen3'
+const qwen3 = 'qwen3'
 
 describe('Tokenizer', () => {
   const tokenizer = Tokenizer.fromJson(tinyTokenizerJson(), tinyTokenizerConfig())
@@ -107,7 +107,7 @@ describe('Tokenizer', () => {
   })
 })
 
-describeWithShared(qwen3, "Tokenizer with Qwen3's files", () => {
+describeWithShared("Tokenizer with Qwen3's files", [qwen3], () => {
   let tokenizer: Tokenizer
   beforeAll(async () => {
     tokenizer = await Tokenizer.fromFile(sharedPath(qwen3))
@@ -124,7 +124,7 @@ describeWithShared(qwen3, "Tokenizer with Qwen3's files", () => {
   })
 
   test('gives back every line of the training sets', async () => {
-    const folder = sharedPath('data/whoami')
+    const folder = sharedPath('whoami')
     let lines = 0
     for (const file of (await readdir(folder)).sort()) {
       for (const line of (await readFile(join(folder, file), 'utf8')).split('\n')) {

@@ -95,6 +95,31 @@ describe('openCheckpoint of a .dat', () => {
     expect((error as Error).message).toMatch(/lacks 24 tensors \(.* and 4 more\)/)
   })
 
+  test('refuses a residual without its scales, its codes or the global scale that its own is an eighth of', async () => {
+    const key = 'lm_head.weight'
+    const cases = [
+      [0.5, 'residual.scale', 'residual.qdata'],
+      [0.5, 'residual.qdata', 'residual.scale'],
+      [undefined, 'scale_2', undefined],
+    ] as const
+    for (const [globalScale, absent, left] of cases) {
+      const tensors = packedTensors({ globalScale })
+      if (left !== 'residual.scale')
+        tensors.set(`${key}.residual.qdata`, { elementType: 0, shape: [40, 16], data: new Uint8Array(640) })
+      if (left !== 'residual.qdata')
+        tensors.set(`${key}.residual.scale`, { elementType: 101, shape: [40, 2], data: new Uint8Array(80) })
+      await expect(openCheckpoint(await writeModel(temporaryFolder(), tensors))).rejects.toMatchObject({
+        code: 'CHECKPOINT_MISSING_TENSORS',
+        key: `${key}.${absent}`,
+      })
+    }
+    const tensors = packedTensors()
+    tensors.set('model.norm.weight.residual.scale', { elementType: 101, shape: [1], data: new Uint8Array(1) })
+    await expect(openCheckpoint(await writeModel(temporaryFolder(), tensors))).rejects.toMatchObject({
+      code: 'CHECKPOINT_UNEXPECTED_TENSORS',
+    })
+  })
+
   test('refuses tensors that the model does not use, or keeps them with strict: false', async () => {
     const tensors = packedTensors()
     tensors.set('extra.buffer', { elementType: 4, shape: [2], data: BigInt64Array.of(1n, 2n) })

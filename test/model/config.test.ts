@@ -169,6 +169,30 @@ describe('parseQwen3Config', () => {
     await expect(readQwen3Config(path)).rejects.toMatchObject({ code: 'CONFIG_INVALID', file: path })
   })
 
+  test('adds the ends of generation_config.json beside it, one or a list, each once', async () => {
+    const folder = temporaryFolder()
+    const write = (name: string, json: object) => writeFileSync(join(folder, name), JSON.stringify(json))
+    const ends = async (name = 'config.json') => (await readQwen3Config(join(folder, name))).eosTokenIds
+    write('config.json', { ...base, eos_token_id: 7 })
+    write('other.config.json', { ...base, eos_token_id: 7 })
+    expect(await ends()).toEqual([7])
+    write('generation_config.json', { eos_token_id: [9, 7], temperature: 0.6 })
+    expect(await ends()).toEqual([7, 9])
+    expect(await ends('other.config.json')).toEqual([7])
+    write('generation_config.json', { eos_token_id: 3 })
+    expect(await ends()).toEqual([7, 3])
+    write('config.json', base)
+    expect(await ends()).toEqual([3])
+    write('generation_config.json', {})
+    expect(await ends()).toBeUndefined()
+    for (const bad of [{ eos_token_id: 'end' }, { eos_token_id: [1, -1] }, []]) {
+      write('generation_config.json', bad)
+      await expect(ends()).rejects.toMatchObject({ code: 'CONFIG_INVALID', message: /generation_config\.json/ })
+    }
+    writeFileSync(join(folder, 'generation_config.json'), '{')
+    await expect(ends()).rejects.toMatchObject({ code: 'CONFIG_INVALID', message: /generation_config\.json: not JSON/ })
+  })
+
   test('reads what toConfigJson writes', () => {
     for (const change of [{}, { eos_token_id: 5 }, { eos_token_id: [5, 6], tie_word_embeddings: true, head_dim: 32 }]) {
       const config = parseQwen3Config({ ...base, ...change })

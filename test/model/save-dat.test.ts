@@ -27,6 +27,20 @@ async function loadTiny(options: PackedOptions = {}, change: (tensors: Map<strin
   return { folder, path, ...(await load(path, { strict: false })) }
 }
 
+/** Gives a parameter a residual of bytes that differ from its codes. */
+function addResidual(model: FakeModel, name: string): void {
+  model.form(name).residual = true
+  const of = (part: string) => model.parts.get(`${name}:${part}`)!
+  model.parts.set(
+    `${name}:residualCodes`,
+    of('codes').map((byte) => byte ^ 0x5a),
+  )
+  model.parts.set(
+    `${name}:residualScales`,
+    of('scales').map((byte) => byte - 0x1f),
+  )
+}
+
 describe('saveDat without a change writes the input byte for byte', () => {
   const inputs: [string, PackedOptions][] = [
     ['the prior layout', {}],
@@ -111,6 +125,30 @@ describe('saveDat writes what was trained', () => {
     expect((await load(join(folder, 'other.dat'))).model.form(gate)).toMatchObject({ twoLevel: true, globalScale: 4 })
   })
 
+  test.each(['.weight', ''] as const)('residuals behind their tensor, keys like X%s.qdata, twice', async (spelling) => {
+    const { folder, path, checkpoint, model } = await loadTiny({ globalScale: 0.5, spelling })
+    const [gate, head] = ['model.layers.1.mlp.gate_proj.weight', 'lm_head.weight']
+    for (const name of [gate, head]) addResidual(model, name)
+    await saveDat(model, join(folder, 'first.dat'), checkpoint)
+    const keys = [...(await readDat(join(folder, 'first.dat'))).keys()]
+    const stem = gate.replace('.weight', spelling)
+    const at = keys.indexOf(`${stem}.qdata`)
+    const suffixes = ['.qdata', '.scale', '.scale_2', '.residual.qdata', '.residual.scale']
+    expect(keys.slice(at, at + 5)).toEqual(suffixes.map((suffix) => stem + suffix))
+    const entry = (await readDat(join(folder, 'first.dat'))).get(`${stem}.residual.qdata`)
+    expect(entry).toMatchObject({ elementType: 0, shape: [48, 16] })
+
+    const back = await load(join(folder, 'first.dat'))
+    expect(back.model.form(gate)).toMatchObject({ residual: true, globalScale: 0.5 })
+    expect(back.model.form('model.layers.0.mlp.gate_proj.weight').residual).toBe(false)
+    expect(back.model.parts.size).toBe(model.parts.size)
+    for (const [part, bytes] of model.parts) expect([part, back.model.parts.get(part)]).toEqual([part, bytes])
+    await saveDat(back.model, join(folder, 'second.dat'), back.checkpoint)
+    expect(readFileSync(join(folder, 'second.dat')).equals(readFileSync(join(folder, 'first.dat')))).toBe(true)
+    await saveDat(back.model, join(folder, 'dropped.dat'), back.checkpoint, { residual: 'drop' })
+    expect(readFileSync(join(folder, 'dropped.dat')).equals(readFileSync(path))).toBe(true)
+  })
+
   test('a model without a file of its own in the default layout', async () => {
     const { folder, checkpoint, model } = await loadTiny({
       globalScale: 0.5,
@@ -173,16 +211,23 @@ describe('saveDat leaves nothing half-written', () => {
     expect(listFolder(folder)).toEqual(before)
   })
 
-  test('and refuses residuals, which it cannot hold, unless told to drop them', async () => {
+  test('and refuses a residual in one level, which has no place for it, unless told to drop it', async () => {
     const { folder, checkpoint, model } = await loadTiny()
-    model.form('lm_head.weight').residual = true
+    addResidual(model, 'lm_head.weight')
     const target = join(folder, 'out.dat')
-    await expect(saveDat(model, target, checkpoint)).rejects.toMatchObject({
-      code: 'SAVE_LAYOUT_MISMATCH',
-      key: 'lm_head.weight',
-    })
-    await saveDat(model, target, checkpoint, { residual: 'drop' })
+    for (const scales of ['as-loaded', 'one-level'] as const) {
+      await expect(saveDat(model, target, checkpoint, { scales })).rejects.toMatchObject({
+        code: 'SAVE_LAYOUT_MISMATCH',
+        key: 'lm_head.weight',
+        message: expect.stringMatching(/lm_head\.weight has an NVFP4 residual.*'two-level'.*'fold' or 'drop'/),
+      })
+    }
+    await expect(saveDat(model, target, checkpoint, { residual: 'fold' })).rejects.toThrow('for source.fold')
+    expect(listFolder(folder)).not.toContain('out.dat')
+    expect(await saveDat(model, target, checkpoint, { residual: 'drop' })).toMatchObject({ folded: [] })
     expect(readFileSync(target).equals(readFileSync(join(folder, 'model.dat')))).toBe(true)
+    await saveDat(model, target, checkpoint, { scales: 'two-level' })
+    expect((await load(target)).model.form('lm_head.weight')).toMatchObject({ twoLevel: true, residual: true })
   })
 
   test('and refuses misuse before anything is read', async () => {
@@ -191,7 +236,7 @@ describe('saveDat leaves nothing half-written', () => {
     await expect(saveDat(model, join(folder, 'x.dat'), checkpoint, { scales: 'three' as never })).rejects.toThrow(
       /scales/,
     )
-    await expect(saveDat(model, join(folder, 'x.dat'), checkpoint, { residual: 'keep' as never })).rejects.toThrow(
+    await expect(saveDat(model, join(folder, 'x.dat'), checkpoint, { residual: 'refuse' as never })).rejects.toThrow(
       /residual/,
     )
   })

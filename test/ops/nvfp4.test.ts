@@ -1,5 +1,5 @@
 import { readSafetensors } from '../support/safetensors'
-import { describeWithShared, sharedPath } from '../support/shared-data'
+import { describeWithShared, sharedPath } from '../support/files'
 import { gaussian as gaussianValues, uniformSource } from '../support/random'
 import { isaLevels as isas } from '../support/isa-levels'
 import { ops } from '../support/native-ops'
@@ -111,8 +111,8 @@ describe('E2M1 and E4M3', () => {
     })
   })
 
-  describeWithShared('data/formats/formats.safetensors', 'against ml_dtypes', () => {
-    const shared = () => readSafetensors(sharedPath('data/formats/formats.safetensors'))
+  describeWithShared('against ml_dtypes', ['formats', 'formats.safetensors'], () => {
+    const shared = () => readSafetensors(sharedPath('formats', 'formats.safetensors'))
     const table = (name: string) => shared().get(name)!.data as Float32Array
 
     it.each(['e2m1', 'e4m3'] as const)('%s decodes and encodes to the same bytes', (format) => {

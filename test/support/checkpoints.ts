@@ -122,14 +122,19 @@ export class FakeModel implements ParameterSource {
       closeSync(descriptor)
       return target
     }
-    for (const { parameter: name, values, codes, scales, globalScale = 1, twoLevel = false } of sources) {
+    for (const source of sources) {
+      const { parameter: name, values, codes, scales, globalScale = 1, twoLevel = false } = source
+      const { residualCodes, residualScales } = source
       const shape = shapes.get(name)!
       const [rows, cols] = shape.length === 1 ? [1, shape[0]!] : [shape[0]!, shape[1]! * (codes ? 2 : 1)]
       const storage = values ? storages[values.dtype as keyof typeof storages] : 'nvfp4'
-      this.parameters.push({ name, rows, cols, isVector: shape.length === 1, storage, twoLevel, globalScale })
+      const form: ParameterForm = { name, rows, cols, isVector: shape.length === 1, storage, twoLevel, globalScale }
+      this.parameters.push({ ...form, residual: residualCodes !== undefined })
       if (values) this.parts.set(`${name}:values`, read(values))
       if (codes) this.parts.set(`${name}:codes`, read(codes))
       if (scales) this.parts.set(`${name}:scales`, toE4m3(read(scales), scales.dtype))
+      if (residualCodes) this.parts.set(`${name}:residualCodes`, read(residualCodes))
+      if (residualScales) this.parts.set(`${name}:residualScales`, toE4m3(read(residualScales), residualScales.dtype))
     }
   }
 

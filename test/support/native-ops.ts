@@ -3,6 +3,8 @@ import bindings from 'bindings'
 import { createRequire } from 'node:module'
 import { resolve } from 'node:path'
 
+export { expectClose } from './expect-close'
+
 export interface OpOptions {
   isa?: 'portable' | 'neon' | 'avx2' | 'avx512'
   threads?: number
@@ -31,24 +33,4 @@ export function seededValues(count: number, seed: number, scale = 1): Float32Arr
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
     return (((t ^ (t >>> 14)) >>> 0) / 2147483648 - 1) * scale
   })
-}
-
-/** Fails with the worst element unless |actual - expected| <= atol + rtol * |expected| everywhere. */
-export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<number>, atol: number, rtol = 0): void {
-  if (actual.length !== expected.length)
-    throw new Error(`Expected ${expected.length} values but received ${actual.length}`)
-  let worst = -1
-  let excess = 0
-  for (let i = 0; i < expected.length; i++) {
-    const error = Math.abs(actual[i]! - expected[i]!)
-    const over = error - (atol + rtol * Math.abs(expected[i]!))
-    if (!(over <= excess)) {
-      worst = i
-      excess = Number.isNaN(over) ? Infinity : over
-    }
-  }
-  if (worst >= 0)
-    throw new Error(
-      `Element ${worst}: expected ${expected[worst]} but received ${actual[worst]} (atol ${atol}, rtol ${rtol})`,
-    )
 }

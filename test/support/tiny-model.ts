@@ -2,6 +2,8 @@
 import type { InitializeOptions, Qwen3Config } from 'qwen3-nvfp4'
 import { Qwen3Nvfp4Model } from 'qwen3-nvfp4'
 
+export { expectClose } from './expect-close'
+
 export const tinyConfig: Qwen3Config = {
   hiddenSize: 32,
   numHiddenLayers: 2,
@@ -26,23 +28,3 @@ export const slowIds = Array.from({ length: 768 }, (_, i) => (i * 37 + 11) % 96)
 
 export const idsOf = (count: number, seed = 1) =>
   Array.from({ length: count }, (_, i) => ((((i + seed) * 2654435761) % 2 ** 32) % 96) | 0)
-
-/** Fails with the worst element unless |actual - expected| <= atol + rtol * |expected| everywhere. */
-export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<number>, atol: number, rtol = 0): void {
-  if (actual.length !== expected.length)
-    throw new Error(`Expected ${expected.length} values but received ${actual.length}`)
-  let worst = -1
-  let excess = 0
-  for (let i = 0; i < expected.length; i++) {
-    const error = Math.abs(actual[i]! - expected[i]!)
-    const over = error - (atol + rtol * Math.abs(expected[i]!))
-    if (!(over <= excess)) {
-      worst = i
-      excess = Number.isNaN(over) ? Infinity : over
-    }
-  }
-  if (worst >= 0)
-    throw new Error(
-      `Element ${worst}: expected ${expected[worst]} but received ${actual[worst]} (atol ${atol}, rtol ${rtol})`,
-    )
-}
