@@ -7,6 +7,7 @@ import type {
   LinearSteResult,
   Loss,
   Parameter,
+  SaveDatResult,
 } from 'qwen3-nvfp4'
 import {
   compareForwardPaths,
@@ -98,7 +99,7 @@ expectType<Promise<{ dInput: Float32Array; dWeight: Float32Array }>>(product.bac
 // The rest
 expectType<Promise<ForwardPathComparison>>(compareForwardPaths(model, [1, 2, 3], { topK: 3 }))
 expectType<Promise<MemoryUse>>(model.memory())
-expectType<Promise<{ bytes: number; configPath: string }>>(model.saveDat('tuned.dat'))
+expectType<Promise<SaveDatResult>>(model.saveDat('tuned.dat'))
 expectAssignable<AsyncDisposable>(model)
 expectAssignable<AsyncDisposable>(cache)
 
