@@ -13,6 +13,7 @@ const AdamwKernels& kernels_of(Isa isa) {
   if (isa == Isa::kAvx512) return kAdamwAvx512;
   if (isa == Isa::kAvx2) return kAdamwAvx2;
 #endif
+  // arm64 has no other level: NEON belongs to every such processor, so the portable rows are compiled with it.
   return kAdamwPortable;
 }
 

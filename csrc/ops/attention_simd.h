@@ -5,10 +5,15 @@
 //   total (of a vector's elements), unpack_low, unpack_high, unpack_low_pairs, unpack_high_pairs (within 128 bits),
 //   load_lanes (128 bits from each of kWidth / 4 rows), store_lane_sums (the 128-bit parts added), and widen_f16,
 //   widen_bf16.
+// A file may define QN_UNROLL, which stands before the loops over one block's registers.
 // Everything here is internal to the including file, as code compiled for one instruction set has to be.
 #pragma once
 
 #include "ops/attention_tiles.h"
+
+#if !defined(QN_UNROLL)
+#define QN_UNROLL
+#endif
 
 namespace qn {
 
@@ -42,7 +47,7 @@ struct BF16 {
 template <class Format>
 void fetch(const void* base, int64_t i, int64_t count) {
   const char* from = static_cast<const char*>(base) + i * Format::kBytes;
-  for (int64_t at = 0; at < count * Format::kBytes; at += 64) _mm_prefetch(from + at, _MM_HINT_T0);
+  for (int64_t at = 0; at < count * Format::kBytes; at += 64) __builtin_prefetch(from + at);
 }
 
 // kRows × kVecs of c in registers over all of depth.
@@ -50,8 +55,8 @@ template <class Format, int kRows, int kVecs>
 void product_block(const TileProduct& x, int64_t row, int64_t column) {
   Vec sum[kRows][kVecs];
   float* c = x.c.data + row * x.c.stride + column;
-  for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kVecs; ++j) sum[r][j] = x.add ? load(c + r * x.c.stride + j * kWidth) : zero();
+  QN_UNROLL for (int r = 0; r < kRows; ++r) {
+    QN_UNROLL for (int j = 0; j < kVecs; ++j) sum[r][j] = x.add ? load(c + r * x.c.stride + j * kWidth) : zero();
   }
   const float* a = x.a.data + row * x.a.row;
   for (int64_t i = 0; i < x.depth; ++i) {
@@ -59,14 +64,14 @@ void product_block(const TileProduct& x, int64_t row, int64_t column) {
       if (column == 0) fetch<Format>(x.b.data, (i + kRowsAhead) * x.b.stride, x.columns);
     }
     Vec b[kVecs];
-    for (int j = 0; j < kVecs; ++j) b[j] = Format::at(x.b.data, i * x.b.stride + column + j * kWidth);
-    for (int r = 0; r < kRows; ++r) {
+    QN_UNROLL for (int j = 0; j < kVecs; ++j) b[j] = Format::at(x.b.data, i * x.b.stride + column + j * kWidth);
+    QN_UNROLL for (int r = 0; r < kRows; ++r) {
       const Vec factor = broadcast(a[r * x.a.row + i * x.a.column]);
-      for (int j = 0; j < kVecs; ++j) sum[r][j] = fma(factor, b[j], sum[r][j]);
+      QN_UNROLL for (int j = 0; j < kVecs; ++j) sum[r][j] = fma(factor, b[j], sum[r][j]);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kVecs; ++j) store(c + r * x.c.stride + j * kWidth, sum[r][j]);
+  QN_UNROLL for (int r = 0; r < kRows; ++r) {
+    QN_UNROLL for (int j = 0; j < kVecs; ++j) store(c + r * x.c.stride + j * kWidth, sum[r][j]);
   }
 }
 
@@ -75,7 +80,7 @@ template <class Format, int kVecs>
 void product_columns(const TileProduct& x, int64_t column) {
   int64_t row = 0;
   for (; row + kBlockRows <= x.rows; row += kBlockRows) product_block<Format, kBlockRows, kVecs>(x, row, column);
-  static_assert(kBlockRows == 6);
+  static_assert(kBlockRows == 5 || kBlockRows == 6);
   switch (x.rows - row) {
     case 5:
       return product_block<Format, 5, kVecs>(x, row, column);

@@ -2,7 +2,7 @@
 // instruction set; the loops over tiles (attention_cpu.cpp, attention_backward_cpu.cpp) are shared by all of them.
 //
 // Packed rows are f32, 64-byte aligned, and padded with zeros to a multiple of kLane, so that no kernel has a tail.
-// This header is included by files compiled for AVX2 and AVX-512: it must not use inline library functions.
+// This header is included by files compiled for AVX2, AVX-512 and NEON: it must not use inline library functions.
 #pragma once
 
 #include <cstdint>
@@ -72,5 +72,6 @@ struct AttentionKernels {
 const AttentionKernels& attention_kernels_portable();
 const AttentionKernels& attention_kernels_avx2();
 const AttentionKernels& attention_kernels_avx512();
+const AttentionKernels& attention_kernels_neon();
 
 }  // namespace qn

@@ -98,6 +98,8 @@ const LinearKernels& linear_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx512) return kLinearAvx512;
   if (isa == Isa::kAvx2) return kLinearAvx2;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return kLinearNeon;
 #endif
   return kLinearPortable;
 }

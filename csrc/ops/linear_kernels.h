@@ -56,5 +56,6 @@ struct LinearKernels {
 extern const LinearKernels kLinearPortable;
 extern const LinearKernels kLinearAvx2;    // x86-64 builds only
 extern const LinearKernels kLinearAvx512;  // x86-64 builds only
+extern const LinearKernels kLinearNeon;    // arm64 builds only
 
 }  // namespace qn

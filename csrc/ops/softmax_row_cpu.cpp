@@ -32,6 +32,9 @@ const SoftmaxRow& softmax_row(Isa isa) {
   static constexpr SoftmaxRow kAvx2{softmax_row_max_avx2, softmax_row_exp_sum_avx2, softmax_row_scale_avx2};
   if (isa == Isa::kAvx512) return kAvx512;
   if (isa == Isa::kAvx2) return kAvx2;
+#elif defined(__aarch64__)
+  static constexpr SoftmaxRow kNeon{softmax_row_max_neon, softmax_row_exp_sum_neon, softmax_row_scale_neon};
+  if (isa == Isa::kNeon) return kNeon;
 #endif
   static constexpr SoftmaxRow kPortable{max_portable, exp_sum_portable, scale_portable};
   return kPortable;

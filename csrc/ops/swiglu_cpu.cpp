@@ -34,6 +34,8 @@ Kernels kernels_for(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx512) return {swiglu_avx512, swiglu_backward_avx512};
   if (isa == Isa::kAvx2) return {swiglu_avx2, swiglu_backward_avx2};
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return {swiglu_neon, swiglu_backward_neon};
 #endif
   return {};
 }
