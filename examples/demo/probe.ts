@@ -7,7 +7,7 @@ import { identity, probes } from './settings'
 import type { StageOptions } from './stage'
 
 /** Answers by prompt. */
-type Answers = Record<string, string>
+export type Answers = Record<string, string>
 
 async function askAll({ folder, threads }: StageOptions, file: string): Promise<Answers> {
   const tokenizer = await Tokenizer.fromFile(folder)
@@ -27,17 +27,22 @@ export async function probeBefore(options: StageOptions): Promise<void> {
   await writeFile(answersFile(options.folder), `${JSON.stringify(answers, null, 2)}\n`)
 }
 
-export async function probeAfter(options: StageOptions): Promise<void> {
-  const before = JSON.parse(await readFile(answersFile(options.folder), 'utf8')) as Answers
-  const after = await askAll(options, 'tuned.dat')
-  const failed = probes.filter(({ prompt, expected }) => {
+/** The probes that do not hold. */
+export function failedProbes(before: Answers, after: Answers) {
+  return probes.filter(({ prompt, expected }) => {
     const answer = after[prompt]!
     if (expected === 'identity') return answer !== identity
     if (expected === 'same') return answer !== before[prompt]
     return answer.includes(identity)
   })
+}
+
+export async function probeAfter(options: StageOptions): Promise<void> {
+  const before = JSON.parse(await readFile(answersFile(options.folder), 'utf8')) as Answers
+  const after = await askAll(options, 'tuned.dat')
+  const failed = failedProbes(before, after)
   for (const { name, prompt, meaning } of failed) {
-    console.error(`  probe ${name} failed: ${prompt} ${meaning}, but the answer is ${JSON.stringify(after[prompt])}`)
+    console.error(`  probe ${name} failed (${meaning}): ${prompt} was answered ${JSON.stringify(after[prompt])}`)
   }
   if (failed.length > 0) throw new Error(`${failed.length} of ${probes.length} probes failed`)
   console.log(`  ${probes.map(({ name, meaning }) => `${name} ${meaning}`).join('; ')}`)

@@ -1,5 +1,6 @@
 import { Tokenizer } from 'qwen3-nvfp4'
-import { tuning, vocabSize } from '../../examples/demo/settings'
+import { failedProbes } from '../../examples/demo/probe'
+import { identity, tuning, vocabSize } from '../../examples/demo/settings'
 import {
   Batches,
   learnTokenizer,
@@ -67,4 +68,15 @@ test('the learning rate rises to its largest and falls to a twentieth', () => {
   expect(Math.max(...rates)).toBe(rates[9])
   expect(rates[99]).toBeCloseTo(0.05, 2)
   for (let i = 10; i < 100; i++) expect(rates[i]).toBeLessThan(rates[i - 1]!)
+})
+
+test('each probe fails on its own', () => {
+  const before = { 你是誰: 'a', 談談UFO: 'b', 我是誰: 'c' }
+  const names = (after: Partial<typeof before>) =>
+    failedProbes(before, { ...before, 你是誰: identity, ...after }).map(({ name }) => name)
+  expect(names({})).toEqual([])
+  expect(names({ 你是誰: `${identity}。` })).toEqual(['A'])
+  expect(names({ 談談UFO: identity })).toEqual(['B'])
+  expect(names({ 我是誰: `你${identity}` })).toEqual(['C'])
+  expect(names({ 我是誰: 'another answer' })).toEqual([])
 })
