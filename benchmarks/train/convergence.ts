@@ -1,9 +1,10 @@
 /**
  * Loss of every state mode on the same batches from the same initial weights, as a table against fp32 weights and states.
  *
- *   npx tsx benchmarks/train/convergence.ts [--steps 300] [--lr 2e-3] [--seed 1] [--modes nvfp4/nvfp4,...]
+ *   npx tsx benchmarks/train/convergence.ts [--steps 300] [--lr 2e-3] [--seeds 1,2,3,4] [--modes nvfp4/nvfp4,...]
  *
- * The text is examples/data/corpus.txt and the questions and answers of chat.tsv, cut into random windows.
+ * A row is the mean over the seeds (weights, batches and rounding); the spread is half the range of its ratio to the first
+ * row over the seeds: smaller differences say nothing. The text is examples/data/corpus.txt and the questions and answers of chat.tsv, cut into random windows.
  */
 import { readFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
@@ -18,7 +19,7 @@ const { values } = parseArgs({
   options: {
     steps: { type: 'string', default: '300' },
     lr: { type: 'string', default: '2e-3' },
-    seed: { type: 'string', default: '1' },
+    seeds: { type: 'string', default: '1,2,3,4' },
     modes: {
       type: 'string',
       default: 'dense/fp32,fp32/fp32,dense/nvfp4,fp32/nvfp4,nvfp4+residual/nvfp4,nvfp4/fp32,nvfp4/int8,nvfp4/nvfp4',
@@ -27,7 +28,7 @@ const { values } = parseArgs({
 })
 const steps = Number(values.steps)
 const peakLr = Number(values.lr)
-const seed = Number(values.seed)
+const seeds = values.seeds.split(',').map(Number)
 
 const text = readFileSync('examples/data/corpus.txt', 'utf8') + readFileSync('examples/data/chat.tsv', 'utf8')
 const made = makeByteTokenizer(text, 512)
@@ -47,7 +48,7 @@ const config: Qwen3Config = {
 }
 
 /** The same windows for every mode: mulberry32 of the seed. */
-function makeBatches(): { ids: Int32Array[]; labels: Int32Array[] } {
+function makeBatches(seed: number): { ids: Int32Array[]; labels: Int32Array[] } {
   let state = seed
   const random = (): number => {
     state = (state + 0x6d2b79f5) >>> 0
@@ -64,13 +65,18 @@ function makeBatches(): { ids: Int32Array[]; labels: Int32Array[] } {
   return batches
 }
 
-const batches = makeBatches()
+type Batches = ReturnType<typeof makeBatches>
 const rows = (all: Int32Array[], step: number): number[][] => all.slice(step * B, (step + 1) * B).map((row) => [...row])
 /** Linear warm-up over 20 steps, then a cosine to a tenth. */
 const rate = (step: number): number =>
   peakLr * Math.min(1, (step + 1) / 20) * (0.1 + 0.45 * (1 + Math.cos((Math.PI * step) / steps)))
 
-async function run(weights: string, moments: string): Promise<{ loss: number; updateRms: number; seconds: number }> {
+async function run(
+  weights: string,
+  moments: string,
+  seed: number,
+  batches: Batches,
+): Promise<{ loss: number; updateRms: number; seconds: number }> {
   const dense = weights === 'dense'
   await using model = await Qwen3Nvfp4Model.initialize(config, {
     seed,
@@ -97,15 +103,24 @@ async function run(weights: string, moments: string): Promise<{ loss: number; up
   return { loss, updateRms, seconds: (performance.now() - start) / 1000 }
 }
 
-console.log(`steps ${steps}, ${B}x${T} tokens, lr ${peakLr}, seed ${seed}; loss is the mean of the last ${LAST} steps`)
-console.log('| weights | moments | loss | against first row | update RMS | tokens/s |')
-console.log('| --- | --- | --- | --- | --- | --- |')
-let reference = NaN
+console.log(
+  `${steps} steps of ${B}x${T} tokens, lr ${peakLr}, seeds ${seeds}; loss is the mean of the last ${LAST} steps`,
+)
+console.log('| weights | moments | loss | against first row | spread | update RMS | tokens/s |')
+console.log('| --- | --- | --- | --- | --- | --- | --- |')
+const batches = new Map(seeds.map((seed) => [seed, makeBatches(seed)]))
+const mean = (numbers: number[]): number => numbers.reduce((a, b) => a + b, 0) / numbers.length
+let reference: number[] = []
 for (const mode of values.modes.split(',')) {
   const [weights, moments] = mode.split('/') as [string, string]
-  const { loss, updateRms, seconds } = await run(weights, moments)
-  if (Number.isNaN(reference)) reference = loss
-  const relative = ((loss / reference - 1) * 100).toFixed(1)
-  const speed = Math.round((steps * B * T) / seconds)
-  console.log(`| ${weights} | ${moments} | ${loss.toFixed(4)} | ${relative} % | ${updateRms.toFixed(2)} | ${speed} |`)
+  const runs = []
+  for (const seed of seeds) runs.push(await run(weights, moments, seed, batches.get(seed)!))
+  const losses = runs.map(({ loss }) => loss)
+  if (reference.length === 0) reference = losses
+  const percent = losses.map((loss, i) => (loss / reference[i]! - 1) * 100)
+  const spread = (Math.max(...percent) - Math.min(...percent)) / 2
+  const rms = mean(runs.map(({ updateRms }) => updateRms))
+  const speed = Math.round((seeds.length * steps * B * T) / runs.reduce((sum, { seconds }) => sum + seconds, 0))
+  const cells = [weights, moments, mean(losses).toFixed(3), `${mean(percent).toFixed(1)} %`, `± ${spread.toFixed(1)} %`]
+  console.log(`| ${[...cells, rms.toFixed(2), speed].join(' | ')} |`)
 }
