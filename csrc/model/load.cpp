@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <bit>
+#include <cmath>
 #include <set>
 
 #include "core/file.h"
 #include "core/status.h"
 #include "model/load_pieces.h"
+#include "ops/gemm.h"
 #include "ops/quantize.h"
 
 namespace qn {
@@ -52,7 +54,7 @@ class Loader {
  public:
   Loader(const std::vector<std::string>& files, const LoadOptions& options,
          const std::function<void(int64_t, int64_t)>& progress, const Cpu& cpu)
-      : options_(options), progress_(progress), cpu_(cpu) {
+      : options_(options), progress_(progress), cpu_(cpu), kernels_(linear_kernels(cpu.isa)) {
     for (const std::string& path : files) files_.push_back(File::open_for_reading(path));
     for (const File& file : files_) sizes_.push_back(file.size());
   }
@@ -183,7 +185,7 @@ class Loader {
     void* in = range.dtype == DType::kF32 ? static_cast<void*>(out) : raw;
     read(in, range, begin, end);
     check_finite(in, range.dtype, end - begin, {p.name, begin, p.cols});
-    widen(out, in, range.dtype, end - begin);
+    widen(out, in, range.dtype, end - begin, kernels_);
   }
 
   void load_dense(Parameter& p, const TensorSource& source) {
@@ -205,34 +207,26 @@ class Loader {
   void dequantize(Parameter& p, const TensorSource& source) {
     const int64_t width = p.storage == Storage::kF32 ? 4 : 2;
     const float global = source.two_level ? source.global_scale : 1.0f;
+    // Codes and checked scales are finite: only a huge global scale can make a value that is not.
+    const bool overflows = !std::isfinite(2 * kE2M1Max * kE4M3Max * global);
     in_pieces(p.count(), packed_bytes(source), [&](int64_t begin, int64_t end, Scratch scratch) {
-      read_decoded(scratch.values, p, source.codes, source.scales, global, begin, end, scratch.raw);
+      read_decoded(scratch, p, source.codes, source.scales, global, begin, end, false);
       if (source.residual) {
-        auto* residual = reinterpret_cast<float*>(scratch.more);
-        read_decoded(residual, p, source.residual_codes, source.residual_scales, global / 8, begin, end, scratch.raw);
-        for (int64_t i = 0; i < end - begin; ++i) scratch.values[i] += residual[i];
+        read_decoded(scratch, p, source.residual_codes, source.residual_scales, global / 8, begin, end, true);
       }
       const PieceName name{p.name, begin, p.cols};
-      check_finite(scratch.values, DType::kF32, end - begin, name);
+      if (overflows) check_finite(scratch.values, DType::kF32, end - begin, name);
       narrow(p.dense.as<uint8_t>() + begin * width, scratch.values, p.storage, end - begin, name);
     });
   }
 
-  // `raw` holds codes, their scales, and scales as the file has them.
-  void read_decoded(float* out, const Parameter& p, const FileRange& codes, const FileRange& scales, float global,
-                    int64_t begin, int64_t end, uint8_t* raw) const {
-    uint8_t *code_bytes = raw, *scale_bytes = raw + kPiece / 2;
+  // Sets scratch.values, or adds to it.
+  void read_decoded(const Scratch& scratch, const Parameter& p, const FileRange& codes, const FileRange& scales,
+                    float global, int64_t begin, int64_t end, bool add) const {
+    uint8_t *code_bytes = scratch.raw, *scale_bytes = scratch.raw + kPiece / 2;
     read(code_bytes, codes, begin / 2, end / 2);
-    read_scales(scale_bytes, p, scales, begin, end, scale_bytes + kPiece / kBlockSize);
-    // Blocks do not know their rows: 16 columns at a time is the same tensor.
-    dequantize_piece({out, code_bytes, scale_bytes, (end - begin) / kBlockSize, kBlockSize, global});
-  }
-
-  void dequantize_piece(const DequantizeArgs& args) const {
-#if defined(__x86_64__)
-    if (cpu_.isa == Isa::kAvx512) return dequantize_nvfp4_rows_avx512(args, 0, args.N);
-#endif
-    dequantize_nvfp4_rows(args.out, args.codes, args.scales, args.global_scale, args.K, 0, args.N);
+    read_scales(scale_bytes, p, scales, begin, end, scratch.more);
+    kernels_.decode_nvfp4(scratch.values, code_bytes, scale_bytes, global, end - begin, add);
   }
 
   void quantize(Parameter& p, const TensorSource& source) {
@@ -272,6 +266,7 @@ class Loader {
   const LoadOptions& options_;
   const std::function<void(int64_t, int64_t)>& progress_;
   const Cpu& cpu_;
+  const LinearKernels& kernels_;
   std::vector<File> files_;
   std::vector<int64_t> sizes_;
   int64_t done_ = 0, total_ = 0, reported_ = 0;

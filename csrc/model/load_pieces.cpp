@@ -17,6 +17,12 @@ float value_at(const void* values, DType dtype, int64_t i) {
   return dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
 }
 
+// As f32_to_bf16 without its case for NaN, so that the loop over it vectorises.
+uint16_t finite_to_bf16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
 // The bits of |x| order like the magnitudes, with infinities and NaNs on top: one integer maximum finds them all.
 bool all_finite(const void* values, DType dtype, int64_t count) {
   if (dtype == DType::kF32) {
@@ -58,17 +64,13 @@ void check_scales(const uint8_t* scales, int64_t count, const PieceName& name) {
   }
 }
 
-void widen(float* out, const void* in, DType dtype, int64_t count) {
+void widen(float* out, const void* in, DType dtype, int64_t count, const LinearKernels& kernels) {
   if (dtype == DType::kF32) {
     if (out != in) std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
     return;
   }
   const auto* bits = static_cast<const uint16_t*>(in);
-  if (dtype == DType::kF16) {
-    for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(bits[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(bits[i]);
-  }
+  (dtype == DType::kF16 ? kernels.decode_f16 : kernels.decode_bf16)(out, bits, count);
 }
 
 void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name) {
@@ -78,7 +80,7 @@ void narrow(void* out, const float* in, Storage form, int64_t count, const Piece
   }
   auto* bits = static_cast<uint16_t*>(out);
   if (form == Storage::kBF16) {
-    for (int64_t i = 0; i < count; ++i) bits[i] = f32_to_bf16(in[i]);
+    for (int64_t i = 0; i < count; ++i) bits[i] = finite_to_bf16(in[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) bits[i] = f32_to_f16(in[i]);
   }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "core/dtype.h"
+#include "ops/linear_kernels.h"
 #include "ops/weight_view.h"
 
 namespace qn {
@@ -21,8 +22,8 @@ void check_finite(const void* values, DType dtype, int64_t count, const PieceNam
 void check_scales(const uint8_t* scales, int64_t count, const PieceName& name);
 
 // kF32, kF16 or kBF16 to f32, exact. in and out may be the same memory only for kF32.
-void widen(float* out, const void* in, DType dtype, int64_t count);
-// f32 to f32, f16 or bf16, to nearest even. Error(kNonFiniteWeight) where a finite value overflows f16.
+void widen(float* out, const void* in, DType dtype, int64_t count, const LinearKernels& kernels);
+// Finite f32 to f32, f16 or bf16, to nearest even. Error(kNonFiniteWeight) where a finite value overflows f16.
 void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name);
 // kF16 or kF32 scales to the E4M3 bytes of the same values. Error(kInvalidArgument) names the first value that E4M3 has
 // not, Error(kNonFiniteWeight) the first NaN or negative one.
