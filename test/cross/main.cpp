@@ -63,6 +63,7 @@ int main(int count, char** words) {
     cross::check_linear(levels);
     cross::check_rows(levels);
     cross::check_attention(levels);
+    cross::check_exact(levels);
     cross::print_summary();
     return cross::failures() == 0 ? 0 : 1;
   } catch (const std::exception& error) {
