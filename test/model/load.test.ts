@@ -153,7 +153,10 @@ describe('Qwen3Nvfp4Model.load refuses', () => {
   test('codes that a huge global scale takes out of the range of fp32', async () => {
     for (const weights of ['fp32', 'bf16'] as const) {
       const loading = Qwen3Nvfp4Model.load(await write({ globalScale: 2 ** 126 }), { weights })
-      await expect(loading).rejects.toMatchObject({ code: 'NON_FINITE_WEIGHT', message: /holds the value -?inf at row/ })
+      await expect(loading).rejects.toMatchObject({
+        code: 'NON_FINITE_WEIGHT',
+        message: /holds the value -?inf at row/,
+      })
     }
   })
 
