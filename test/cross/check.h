@@ -32,6 +32,8 @@ struct Digest {
   uint64_t value = 0xcbf29ce484222325ull;
   void add(const void* data, int64_t count);
 };
+// `expected` is what the portable, AVX2 and AVX-512 kernels give on x86-64.
+void check_digest(uint64_t value, uint64_t expected, const char* name);
 
 // The level under test and the truth, each with one thread, and the level with three.
 struct Levels {
@@ -42,5 +44,6 @@ void check_linear(const Levels& levels);
 void check_rows(const Levels& levels);
 void check_attention(const Levels& levels);
 void check_exact(const Levels& levels);
+void check_model(const Levels& levels);
 
 }  // namespace qn::cross

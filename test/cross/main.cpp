@@ -51,6 +51,12 @@ void Digest::add(const void* data, int64_t count) {
   for (int64_t i = 0; i < count; ++i) value = (value ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3ull;
 }
 
+void check_digest(uint64_t value, uint64_t expected, const char* name) {
+  char hex[40];
+  std::snprintf(hex, sizeof hex, "0x%016llx", static_cast<unsigned long long>(value));
+  check(value == expected, std::string(name) + " differs from x86-64: " + hex);
+}
+
 }  // namespace qn::cross
 
 int main(int count, char** words) {
@@ -64,6 +70,7 @@ int main(int count, char** words) {
     cross::check_rows(levels);
     cross::check_attention(levels);
     cross::check_exact(levels);
+    cross::check_model(levels);
     cross::print_summary();
     return cross::failures() == 0 ? 0 : 1;
   } catch (const std::exception& error) {
