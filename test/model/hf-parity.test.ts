@@ -51,7 +51,7 @@ function expectGradient(actual: Float32Array, expected: Float32Array): void {
  * Within 1e-5, but for one element in a thousand. AdamW divides by the size of the gradient, so an element whose gradient
  * passes near zero takes a step whose direction the last bits of fp32 decide, and two right programs part there. PyTorch
  * itself, run on tiny-untied in float64, parts from the float32 reference in 5 elements by up to 1.9e-4 after these five
- * steps of 1e-3, and run in float32 on another processor in 7 by up to 3.0e-4; on the other references in none.
+ * steps of 1e-3, and run in float32 on another processor in 7 by up to 3.0e-4; on tiny-tied in none.
  */
 function expectTrained(actual: Float32Array, expected: Float32Array): void {
   expectClose(actual, expected, 5e-4)
