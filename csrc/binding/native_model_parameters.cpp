@@ -134,6 +134,7 @@ void write_values(Model& model, Parameter& p, const std::vector<float>& values, 
       if (p.storage == Storage::kBF16) p.dense.as<uint16_t>()[i] = f32_to_bf16(value);
     }
   }
+  ++p.overwrites;
   model.mark_changed();
 }
 

@@ -15,6 +15,7 @@ struct Parameter {
   int64_t rows = 0, cols = 0;
   bool is_vector = false;
   bool trainable = true;
+  uint64_t overwrites = 0;  // how often its values were replaced from outside, so that a master can follow
 
   Storage storage = Storage::kF32;  // a vector, or cols % 16 != 0, is never kNvfp4
   Buffer dense;                     // f32, f16 or bf16 [rows, cols] when storage is dense

@@ -123,6 +123,7 @@ void PackedAdamW::make_state(Parameter& parameter) {
 
 // The decoded weight in units of its global scale: at most seven significant bits, exact in bf16 too.
 void PackedAdamW::initialize_master(const Parameter& parameter, State& state) {
+  state.overwrites = parameter.overwrites;
   const bool wide = options_.weights == WeightMode::kFp32;
   Cpu cpu = model_.device().cpu();
   cpu.pool.run(parameter.rows, 64, [&](int64_t begin, int64_t end, int) {
@@ -227,6 +228,7 @@ void PackedAdamW::update(Parameter& parameter,
     const int64_t count = std::min(chunk, parameter.rows - begin);
     const float* g = gradient(begin, count);
     if (begin == 0) {
+      if (state.master && state.overwrites != parameter.overwrites) initialize_master(parameter, state);
       args = step_args(parameter, state);
       state.updated_step = step_;
       touched_ = true;

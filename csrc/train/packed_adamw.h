@@ -93,6 +93,7 @@ class PackedAdamW {
     Buffer master;
     double global_scale = 1;   // the parameter's before it is rounded to f32, so that small decays add up
     int64_t updates = 0;       // t of its bias correction: a parameter may miss steps
+    uint64_t overwrites = 0;   // Parameter::overwrites when the master was last taken from the parameter
     int64_t updated_step = 0;  // the last step that reached it
     bool active = false;
   };

@@ -229,6 +229,7 @@ void PackedAdamW::load(const std::string& path, const Cpu& cpu) {
       }
       state.updates = record.updates;
       state.updated_step = 0;
+      state.overwrites = parameter.overwrites;
       state.global_scale = record.global_scale;
     }
   } catch (...) {

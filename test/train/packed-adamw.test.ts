@@ -172,6 +172,21 @@ describe('PackedAdamW', () => {
     await model.dispose()
   })
 
+  test.each(['nvfp4', 'nvfp4+residual', 'bf16', 'fp32'] as const)(
+    'values written between steps are what the next step starts from, weights %s',
+    async (weights) => {
+      const model = await tinyModel()
+      const optimizer = model.createOptimizer({ weights, lr: 5e-3 })
+      await optimizer.trainStep(batchOf(0))
+      const parameter = model.parameter('model.layers.0.mlp.up_proj.weight')!
+      await parameter.write((await parameter.read()).map((value) => 3 * value))
+      const written = await parameter.read()
+      await optimizer.trainStep(batchOf(1), { lr: 0 })
+      expect(await parameter.read()).toEqual(written)
+      await Promise.all([optimizer.dispose(), model.dispose()])
+    },
+  )
+
   describe('refuses', () => {
     let model: Qwen3Nvfp4Model
     beforeAll(async () => {
