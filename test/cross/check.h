@@ -20,7 +20,8 @@ void check_close(const std::vector<float>& a, const std::vector<float>& b, float
 
 template <typename T>
 void check_equal(const std::vector<T>& a, const std::vector<T>& b, const std::string& name) {
-  check(a.size() == b.size() && __builtin_memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0, name);
+  const bool same = a.size() == b.size();
+  check(same && (a.empty() || __builtin_memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0), name);
 }
 
 // Seeded values: uniform in [−size, size), and bytes.
