@@ -6,11 +6,11 @@
  * Weights are random NVFP4, every optimizer state is NVFP4. The limit of decoding is bytes of weights a token over the
  * machine's read bandwidth, which benchmarks/ops/linear.ts measures.
  */
-import { cpus, freemem } from 'node:os'
+import { availableParallelism, freemem } from 'node:os'
 import { readFileSync } from 'node:fs'
 import { Qwen3Nvfp4Model, type MemoryEstimate, type Qwen3Config } from 'qwen3-nvfp4'
 
-const threads = Number(process.argv[2] ?? cpus().length)
+const threads = Number(process.argv[2] ?? availableParallelism())
 const GB = 1e9
 
 /** config.json of Qwen/Qwen3-0.6B. */
