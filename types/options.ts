@@ -8,7 +8,7 @@ export type { CacheDtype, GradientStorage, Moments, OptimizerWeights, Recompute 
 export interface DeviceOptions {
   /** Where to compute: 'cpu', or 'cuda:N'. Never replaced silently by another. Default: 'cpu'. */
   device?: string
-  /** Threads of the CPU device, 1 or more. Default: all cores. Results do not depend on it. */
+  /** Threads of the CPU device, 1 or more. Default: the cores this process may use. Results do not depend on it. */
   threads?: number
 }
 
@@ -258,7 +258,7 @@ export interface MemoryOptions {
   /** Positions in the key/value cache, 0 or more. Default: tokens in inference, 0 in training. */
   cacheTokens?: number
   cacheDtype?: CacheDtype
-  /** Threads of the CPU device. Default: all cores. */
+  /** Threads of the CPU device. Default: the cores this process may use. */
   threads?: number
   stepChunkRows?: number
 }

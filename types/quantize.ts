@@ -18,14 +18,14 @@ export interface QuantizeOptions {
   scaleRule?: 'amax' | 'four-over-six' | 'amax-up'
   /** Of the random bits of stochastic rounding, from 0 to 2^64 - 1. Default: 0. */
   seed?: number | bigint
-  /** Threads, 1 or more. Default: all cores. Results do not depend on it. */
+  /** Threads, 1 or more. Default: the cores this process may use. Results do not depend on it. */
   threads?: number
   /** Polled about every million elements. */
   signal?: AbortSignal
 }
 
 export interface DequantizeOptions {
-  /** Threads, 1 or more. Default: all cores. */
+  /** Threads, 1 or more. Default: the cores this process may use. */
   threads?: number
   /** Polled about every million elements. */
   signal?: AbortSignal

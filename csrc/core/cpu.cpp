@@ -1,6 +1,13 @@
 #include "core/cpu.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace qn {
 
@@ -44,6 +51,23 @@ Isa isa_from_name(const char* name) {
     return isa;
   }
   fail(Code::kInvalidArgument, "Expected portable, neon, avx2 or avx512 for isa but received %s", name);
+}
+
+int available_cores() {
+  int cores = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t mask;
+  if (sched_getaffinity(0, sizeof mask, &mask) == 0) cores = CPU_COUNT(&mask);
+  // "<quota> <period>" in microseconds, or "max <period>" (control groups version 2).
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "re")) {
+    long long quota = 0, period = 0;
+    if (std::fscanf(file, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
+      cores = std::min(cores, static_cast<int>((quota + period - 1) / period));
+    }
+    std::fclose(file);
+  }
+#endif
+  return std::max(1, cores);
 }
 
 }  // namespace qn

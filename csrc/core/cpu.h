@@ -18,6 +18,10 @@ Isa detect_isa();
 // unknown.
 Isa isa_from_name(const char* name);
 
+// Cores that this process may keep busy: its affinity mask, and on Linux the CPU quota of its control group, rounded
+// up. A container with two cores on a large host says 2.
+int available_cores();
+
 struct Cpu {
   ThreadPool& pool;
   Isa isa;

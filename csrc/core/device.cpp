@@ -1,16 +1,7 @@
 #include "core/device.h"
 
-#include <algorithm>
-#include <thread>
-
 namespace qn {
 
-namespace {
-int resolve_threads(int threads) {
-  return threads > 0 ? threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-}  // namespace
-
-Device::Device(int threads, Isa isa) : isa_(isa), pool_(resolve_threads(threads), ledger_) {}
+Device::Device(int threads, Isa isa) : isa_(isa), pool_(threads > 0 ? threads : available_cores(), ledger_) {}
 
 }  // namespace qn

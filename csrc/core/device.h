@@ -13,7 +13,7 @@ namespace qn {
 
 class Device {
  public:
-  // threads = 0: all cores.
+  // threads = 0: available_cores().
   Device(int threads, Isa isa);
 
   MemoryLedger& ledger() { return ledger_; }

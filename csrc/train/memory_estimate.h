@@ -12,7 +12,7 @@ namespace qn {
 struct MemoryPlanArgs {
   bool training = false;
   int64_t B = 1, T = 1;
-  int threads = 1;
+  int threads = 1;  // 0: available_cores()
   Storage weights = Storage::kNvfp4;
   AdamwOptions optimizer;
   bool keep_gradients = false;  // backward() and step() instead of trainStep()

@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os'
 import type { Qwen3Config } from '../../types/config'
 import type { NativeConfig, NativeMemoryBytes, NativeMemoryPlan } from '../../types/native'
 import type { MemoryEstimate, MemoryOptions } from '../../types/options'
@@ -53,7 +52,7 @@ export function estimateMemory(config: NativeConfig, options: MemoryOptions): Me
     training,
     tokens,
     batch: checkInteger('batch', given.batch ?? 1, 1),
-    threads: checkInteger('threads', given.threads ?? availableParallelism(), 1),
+    threads: given.threads === undefined ? 0 : checkInteger('threads', given.threads, 1),
     weights: checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', 'fp32', 'fp16', 'bf16']),
     optimizerWeights: checkOneOf('optimizerWeights', given.optimizerWeights ?? 'nvfp4', [
       'nvfp4',

@@ -157,7 +157,7 @@ function checkMatrixShape(shape: { rows: number; cols: number }, prefix = ''): {
   return { rows, cols }
 }
 
-/** 0 threads is all cores. */
+/** 0 threads is the cores this process may use. */
 function cpuDevice(threads?: number): NativeDevice {
   return new (native().Device)('cpu', threads === undefined ? 0 : checkInteger('threads', threads, 1, 1024), '')
 }

@@ -1,5 +1,6 @@
 /** Disposal, two calls at once, abort, workers, the event loop, and a process that ends by itself. */
 import { execFileSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { resolve } from 'node:path'
 import { Worker } from 'node:worker_threads'
@@ -253,6 +254,14 @@ describe('processes', () => {
 
   test('ESM imports the package by name, and the process ends by itself with everything undisposed', () => {
     expect(run(['--input-type=module'], `import { Qwen3Nvfp4Model } from 'qwen3-nvfp4'\n${body}`)).toBe('96\n')
+  })
+
+  const pinned = existsSync('/usr/bin/taskset') ? test : test.skip
+  pinned('the default number of threads is what the process may use, not what the machine has (needs taskset)', () => {
+    const text = `const { Qwen3Nvfp4Model } = require('qwen3-nvfp4')
+      Qwen3Nvfp4Model.initialize(${JSON.stringify(tinyConfig)}).then((model) => console.log(model.threads))`
+    const options = { input: text, cwd: root, encoding: 'utf8' } as const
+    expect(execFileSync('taskset', ['-c', '0', process.execPath, '--input-type=commonjs'], options)).toBe('1\n')
   })
 
   test('process.exit() during a job ends at once', () => {
