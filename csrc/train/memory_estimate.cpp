@@ -56,7 +56,8 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
   const ActivationPlan activations = args.training ? plan_training(config, args.B, args.T, args.recompute)
                                                    : plan_forward(config, args.B, args.T, LogitsWanted::kLast, false);
   of(bytes, MemoryKind::kActivations) = activations.activations;
-  of(bytes, MemoryKind::kScratch) = activations.scratch + widest + (args.threads > 0 ? args.threads : available_cores()) * kWorkerScratchBytes;
+  of(bytes, MemoryKind::kScratch) =
+      activations.scratch + widest + (args.threads > 0 ? args.threads : available_cores()) * kWorkerScratchBytes;
   const int64_t pages = (args.cache_tokens + kPageTokens - 1) / kPageTokens;
   of(bytes, MemoryKind::kCache) =
       pages * kPageTokens * 2 * config.L * config.KV * config.D * dtype_bytes(args.cache_dtype);
