@@ -128,9 +128,9 @@ const CublasLt::Plan& CublasLt::plan_bf16(const GemmBf16& gemm, int64_t workspac
 void CublasLt::gemm_bf16(const GemmBf16& gemm, CublasWorkspace workspace, CudaStream stream) {
   if (gemm.M * gemm.N * gemm.K == 0) return;
   const Plan& plan = plan_bf16(gemm, workspace.bytes);
-  const float alpha = 1, beta = gemm.add ? 1.0f : 0.0f;
-  QN_LT_CHECK(api().Matmul(handle_, plan.desc.get(), &alpha, gemm.b, plan.a.get(), gemm.a, plan.b.get(), &beta, gemm.c,
-                           plan.c.get(), gemm.c, plan.c.get(), &plan.algorithm, workspace.data,
+  const float beta = gemm.add ? 1.0f : 0.0f;
+  QN_LT_CHECK(api().Matmul(handle_, plan.desc.get(), &gemm.alpha, gemm.b, plan.a.get(), gemm.a, plan.b.get(), &beta,
+                           gemm.c, plan.c.get(), gemm.c, plan.c.get(), &plan.algorithm, workspace.data,
                            static_cast<size_t>(workspace.bytes), stream));
 }
 

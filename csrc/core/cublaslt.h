@@ -1,7 +1,7 @@
 // Matrix products by NVIDIA's cuBLASLt, opened at run time so that the addon loads without it. Needs no CUDA header and
 // compiles without CUDA. Everything is row-major here; cuBLASLt's column-major view of it stays inside.
 //
-//   gemm_bf16      c[M, N] = op(a) · op(b) + beta · c     bf16 operands, f32 sums, bf16 or f32 result
+//   gemm_bf16      c[M, N] = alpha · op(a) · op(b) (+ c)  bf16 operands, f32 sums, bf16 or f32 result
 //   matmul_nvfp4   c[M, N] = alpha · a · bᵀ               NVFP4 operands, f32 sums, bf16 result; Blackwell only
 //
 // Two runs on one device with the same workspace size give equal bytes: the algorithm is chosen once per shape, and
@@ -26,14 +26,15 @@ struct CublasWorkspace {
 constexpr int64_t kCublasWorkspaceBytes = int64_t{32} << 20;
 
 struct GemmBf16 {
-  void* c;            // out (in too when beta is 1) bf16 or f32 [M, N], rows c_stride apart
+  void* c;            // out (in too with add) bf16 or f32 [M, N], rows c_stride apart
   const uint16_t* a;  // in bf16[M, K], or [K, M] when a_transposed
   const uint16_t* b;  // in bf16[K, N], or [N, K] when b_transposed
   int64_t M, N, K;
   int64_t a_stride, b_stride, c_stride;  // elements between stored rows
   bool a_transposed = false, b_transposed = false;
   bool c_f32 = false;
-  bool add = false;  // beta: 1 adds to c, 0 overwrites whatever it holds
+  float alpha = 1;
+  bool add = false;  // adds to c instead of overwriting whatever it holds
 };
 
 // Codes row-major, scales in the 128x4 swizzle of to_blocked_scales() (format/nvfp4.h). K % 32 == 0, N % 16 == 0.
