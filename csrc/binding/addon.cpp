@@ -18,6 +18,7 @@ namespace {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   Napi::Object ops = Napi::Object::New(env);
   qn::register_linear_ops(env, ops);
+  qn::register_linear_cuda_ops(env, ops);
   qn::register_small_ops(env, ops);
   qn::register_attention_ops(env, ops);
   qn::register_attention_cuda_ops(env, ops);

@@ -11,6 +11,8 @@
 #pragma once
 
 #include "core/cpu.h"
+#include "core/cublaslt.h"
+#include "ops/gemv.h"
 #include "ops/weight_view.h"
 
 namespace qn {
@@ -31,6 +33,42 @@ void linear_backward_weight_cpu(const LinearWeightGradient& args, const Cpu& cpu
 
 // Rows [row_begin, row_begin + R) of w decoded to f32[R, K].
 void dequantize_rows_cpu(float* out, const WeightView& w, int64_t row_begin, int64_t row_count, const Cpu& cpu);
+
+#if defined(QN_WITH_CUDA)
+// On CUDA activations and gradients of activations are bf16, sums f32; y and dw are bf16, rounded once, or f32.
+// Weights: NVFP4, whose code · scale is exact in bf16 and whose global scale multiplies the sum, or bf16. With a
+// residual the product is two products, so a bf16 y is rounded twice. Up to kGemvTokens tokens of y read the packed
+// weight directly (ops/gemv.h); other products decode slices of rows to scratch, small enough to stay in L2, and call
+// cuBLASLt. Pointers on the device, activations 16-byte aligned, scratch 256-byte aligned. Nothing is allocated,
+// nothing waits; two runs with equally much scratch give equal bytes.
+struct LinearCuda {
+  CublasLt& blas;
+  void* scratch;          // one product at a time
+  int64_t scratch_bytes;  // what the functions below say, or more: all of it is used, in larger slices
+  CudaStream stream;
+};
+
+int64_t linear_cuda_scratch_bytes(const WeightView& w);
+void linear_cuda(void* y, CudaFloat y_type, const uint16_t* x, const WeightView& w, int64_t T, bool accumulate,
+                 const LinearCuda& cuda);
+
+// When dx needs more than one product, they are added in f32 in scratch and dx rounds once.
+int64_t linear_backward_input_cuda_scratch_bytes(const WeightView& w, int64_t T);
+void linear_backward_input_cuda(uint16_t* dx, const uint16_t* dy, const WeightView& w, int64_t T, bool accumulate,
+                                const LinearCuda& cuda);
+
+struct LinearWeightGradientCuda {
+  void* dw;            // out bf16[R, K] or f32[R, K]
+  const uint16_t* dy;  // in bf16[T, N]
+  const uint16_t* x;   // in bf16[T, K]
+  int64_t T, N, K;
+  int64_t row_begin, row_count;
+  CudaFloat dw_type;
+  bool accumulate;
+};
+int64_t linear_backward_weight_cuda_scratch_bytes();
+void linear_backward_weight_cuda(const LinearWeightGradientCuda& args, const LinearCuda& cuda);
+#endif
 
 // The truth: double accumulators, plain loops, decoded element by element. Used by tests and by compareForwardPaths.
 void linear_reference_cpu(float* y, const float* x, const WeightView& w, int64_t T, const Cpu& cpu);

@@ -34,6 +34,7 @@ inline float number(const Napi::Value& value) { return value.As<Napi::Number>().
 
 // One line per file in binding/ops/: adds its functions to `exports.ops`.
 void register_linear_ops(Napi::Env env, Napi::Object ops);
+void register_linear_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_small_ops(Napi::Env env, Napi::Object ops);
 void register_attention_ops(Napi::Env env, Napi::Object ops);
 void register_attention_cuda_ops(Napi::Env env, Napi::Object ops);
