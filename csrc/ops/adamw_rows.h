@@ -111,7 +111,7 @@ void step_residual_block(const AdamwArgs& args, int64_t at, const float* x, cons
   alignas(64) float rest[16];
   alignas(64) uint32_t residual[16];
   const float S = e4m3_value(scale);
-  QN_BLOCK_LOOP(i) rest[i] = (x[i] - e2m1_value(codes[i]) * S) * 8.0f;
+  QN_BLOCK_LOOP(i) rest[i] = (x[i] - e2m1_value(codes[i]) * S) * (1 / kResidualUnit);
   unpack_nibbles(residual, args.residual_codes + at / 2, 16);
   sticky_block<true>(residual, args.residual_scales + at / 16, rest, growth_word, words, saturated);
   pack_nibbles(args.residual_codes + at / 2, residual, 16);
