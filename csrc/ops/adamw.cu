@@ -1,3 +1,4 @@
+// adamw of ops/adamw.h.
 #include <cuda_runtime.h>
 
 #include "core/cuda_check.h"
@@ -293,30 +294,6 @@ __global__ void __launch_bounds__(kMaxThreads)
   if (threadIdx.x == 0) write_row(rows + blockIdx.x, shared);
 }
 
-// The word of one element; four threads draw the same quad.
-__device__ uint32_t element_word(const AdamwArgs& args, int64_t element, RandomStream stream) {
-  const PhiloxWords words = quad_words(args, element, stream);
-  const int64_t at = element & 3;
-  return at < 2 ? (at == 0 ? words.w[0] : words.w[1]) : (at == 2 ? words.w[2] : words.w[3]);
-}
-
-__device__ float step_plain_element(const AdamwArgs& args, const MomentRates& rates, int64_t element, float g) {
-  if (args.moments == MomentFormat::kFp32) {
-    float *m = static_cast<float*>(args.m.values) + element, *v = static_cast<float*>(args.v.values) + element;
-    float new_m = *m, new_v = *v;
-    const float u = step_moments(new_m, new_v, g, rates);
-    *m = new_m;
-    *v = new_v;
-    return u;
-  }
-  uint16_t *m = static_cast<uint16_t*>(args.m.values) + element, *v = static_cast<uint16_t*>(args.v.values) + element;
-  float new_m = bf16_value(*m), new_v = bf16_value(*v);
-  const float u = step_moments(new_m, new_v, g, rates);
-  *m = stochastic_bf16(new_m, element_word(args, element, RandomStream::kFirstMoment));
-  *v = stochastic_bf16(new_v, element_word(args, element, RandomStream::kSecondMoment));
-  return u;
-}
-
 // computes   a row of dense weights with bf16 or f32 moments, any K: vectors of norms
 // moves      weights and moments read and written once, the gradient read once
 // launch     grid rows, block min(K, 256) up to a multiple of 32; an element a thread and round
@@ -339,33 +316,6 @@ __global__ void __launch_bounds__(kMaxThreads)
   share_totals(shared, totals);
   __syncthreads();
   if (threadIdx.x == 0) write_row(rows + blockIdx.x, shared);
-}
-
-__device__ float gradient_of(float g) { return g; }
-__device__ float gradient_of(uint16_t g) { return bf16_value(g); }
-
-// computes   Σ g² of each row
-// moves      read 4 (bf16: 2) B an element                              bound: memory
-// launch     grid ceil(rows / 16), block 256, smem 0                    16 threads a row, each one lane of the CPU's 16
-// numerics   f64: squares are exact, each lane adds in the order of columns, the lanes in their order: the CPU's bytes
-// measured   not yet
-constexpr int kLanes = 16, kSquaresThreads = 256;
-template <typename G>
-__global__ void __launch_bounds__(kSquaresThreads)
-    row_squares_kernel(double* __restrict__ squares, const G* __restrict__ g, int64_t row_count, int64_t K) {
-  const int64_t row = int64_t{blockIdx.x} * (kSquaresThreads / kLanes) + threadIdx.x / kLanes;
-  const G* from = g + row * K;
-  double sum = 0;
-  if (row < row_count) {
-#pragma unroll 16
-    for (int64_t column = threadIdx.x % kLanes; column < K; column += kLanes) {
-      const double x = gradient_of(from[column]);
-      sum = fma(x, x, sum);
-    }
-  }
-  double total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += __shfl_sync(kEveryLane, sum, lane, kLanes);
-  if (row < row_count && threadIdx.x % kLanes == 0) squares[row] = total;
 }
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -400,25 +350,13 @@ void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
 
 void launch_nvfp4_moments(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
   constexpr MomentFormat kFormat = MomentFormat::kNvfp4;
-  if (args.storage != Storage::kNvfp4) return launch_packed<kFormat, WeightPath::kOther>(rows, args, stream);
-  switch (args.mode) {
-    case WeightMode::kNvfp4:
-      return launch_packed<kFormat, WeightPath::kNvfp4>(rows, args, stream);
-    case WeightMode::kNvfp4Residual:
-      return launch_packed<kFormat, WeightPath::kNvfp4Residual>(rows, args, stream);
-    case WeightMode::kBf16:
-    case WeightMode::kFp32:
-      return launch_packed<kFormat, WeightPath::kOther>(rows, args, stream);
+  if (args.storage == Storage::kNvfp4 && args.mode == WeightMode::kNvfp4) {
+    launch_packed<kFormat, WeightPath::kNvfp4>(rows, args, stream);
+  } else if (args.storage == Storage::kNvfp4 && args.mode == WeightMode::kNvfp4Residual) {
+    launch_packed<kFormat, WeightPath::kNvfp4Residual>(rows, args, stream);
+  } else {
+    launch_packed<kFormat, WeightPath::kOther>(rows, args, stream);
   }
-}
-
-template <typename G>
-void launch_squares(double* squares, const G* g, int64_t row_count, int64_t K, CudaStream stream) {
-  if (row_count == 0) return;
-  constexpr int64_t kRows = kSquaresThreads / kLanes;
-  row_squares_kernel<<<static_cast<unsigned>((row_count + kRows - 1) / kRows), kSquaresThreads, 0,
-                       static_cast<cudaStream_t>(stream)>>>(squares, g, row_count, K);
-  QN_CUDA_CHECK(cudaGetLastError());
 }
 
 }  // namespace
@@ -438,14 +376,6 @@ void adamw_cuda(AdamwRow* rows, const AdamwArgs& args, CudaStream stream) {
     adamw_dense_kernel<<<grid, threads_of(args.K), 0, cuda_stream>>>(rows, args);
   }
   QN_CUDA_CHECK(cudaGetLastError());
-}
-
-void row_squares_cuda(double* squares, const float* g, int64_t row_count, int64_t K, CudaStream stream) {
-  launch_squares(squares, g, row_count, K, stream);
-}
-
-void row_squares_bf16_cuda(double* squares, const uint16_t* g, int64_t row_count, int64_t K, CudaStream stream) {
-  launch_squares(squares, g, row_count, K, stream);
 }
 
 }  // namespace qn

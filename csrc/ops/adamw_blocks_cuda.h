@@ -196,6 +196,32 @@ __device__ __forceinline__ void store_plain(const AdamwArgs& args, void* values,
   store_u16(static_cast<uint16_t*>(values) + at, bits);
 }
 
+// The word of one element; four threads draw the same quad.
+__device__ __forceinline__ uint32_t element_word(const AdamwArgs& args, int64_t element, RandomStream stream) {
+  const PhiloxWords words = quad_words(args, element, stream);
+  const int64_t at = element & 3;
+  return at < 2 ? (at == 0 ? words.w[0] : words.w[1]) : (at == 2 ? words.w[2] : words.w[3]);
+}
+
+// The moments of one element; returns u.
+__device__ __forceinline__ float step_plain_element(const AdamwArgs& args, const MomentRates& rates, int64_t element,
+                                                    float g) {
+  if (args.moments == MomentFormat::kFp32) {
+    float *m = static_cast<float*>(args.m.values) + element, *v = static_cast<float*>(args.v.values) + element;
+    float new_m = *m, new_v = *v;
+    const float u = step_moments(new_m, new_v, g, rates);
+    *m = new_m;
+    *v = new_v;
+    return u;
+  }
+  uint16_t *m = static_cast<uint16_t*>(args.m.values) + element, *v = static_cast<uint16_t*>(args.v.values) + element;
+  float new_m = bf16_value(*m), new_v = bf16_value(*v);
+  const float u = step_moments(new_m, new_v, g, rates);
+  *m = stochastic_bf16(new_m, element_word(args, element, RandomStream::kFirstMoment));
+  *v = stochastic_bf16(new_v, element_word(args, element, RandomStream::kSecondMoment));
+  return u;
+}
+
 // --- Weights --------------------------------------------------------------------------------------------------------
 
 // What one row did, of one thread's blocks.
