@@ -21,6 +21,7 @@
 #pragma once
 
 #include "core/cpu.h"
+#include "core/cuda_device.h"
 #include "core/dtype.h"
 
 namespace qn {
@@ -68,5 +69,57 @@ struct AttentionCached {
   int64_t Q, KV, D;
 };
 void attention_cached_cpu(const AttentionCached& args, const Cpu& cpu);
+
+// On CUDA every f32 tensor above but lse is bf16, D is at most 256, all pointers are on the device and 16-byte aligned
+// (mask: any). Products and sums are f32; probabilities and their gradients round to bf16 before they enter a product,
+// results once more at the store. Deterministic as above, with other sums than the CPU's. Fast where D is 64 or 128.
+struct AttentionForwardCuda {
+  uint16_t* y;  // out bf16[B, T, Q, D]
+  float* lse;   // out f32[B, T, Q] or null
+  const uint16_t* q;
+  const uint16_t* k;
+  const uint16_t* v;
+  const uint8_t* mask;
+  AttentionShape shape;
+};
+void attention_cuda(const AttentionForwardCuda& args, CudaStream stream);
+
+struct AttentionBackwardCuda {
+  // out bf16
+  uint16_t* dq;
+  uint16_t* dk;
+  uint16_t* dv;
+  // in
+  const uint16_t* dy;
+  const uint16_t* y;
+  const float* lse;
+  const uint16_t* q;
+  const uint16_t* k;
+  const uint16_t* v;
+  const uint8_t* mask;
+  float* scratch;  // attention_backward_scratch_bytes(shape)
+  AttentionShape shape;
+};
+int64_t attention_backward_scratch_bytes(const AttentionShape& shape);
+void attention_backward_cuda(const AttentionBackwardCuda& args, CudaStream stream);
+
+// attention_cached for 1 to 8 tokens over bf16 pages. The context is cut into splits of a fixed number of keys, so that
+// a result depends on nothing but the context, and merged in an order that never changes.
+struct AttentionDecodeCuda {
+  uint16_t* y;                     // out bf16[T, Q, D]
+  const uint16_t* q;               // in bf16[T, Q, D]
+  const uint16_t* const* k_pages;  // device array of pages of this layer, bf16[KV, page_tokens, D] each
+  const uint16_t* const* v_pages;
+  float* scratch;  // attention_decode_scratch_bytes(args)
+  // The first query's position. Where `position` is not null it is read there, on the device, when the kernels run (so
+  // that a captured graph serves every step), is at most `offset`, and `offset` only sizes the launch and the scratch.
+  int64_t offset;
+  const int32_t* position;
+  int64_t page_tokens;
+  int64_t T;
+  int64_t Q, KV, D;
+};
+int64_t attention_decode_scratch_bytes(const AttentionDecodeCuda& args);
+void attention_decode_cuda(const AttentionDecodeCuda& args, CudaStream stream);
 
 }  // namespace qn

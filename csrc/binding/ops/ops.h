@@ -36,6 +36,7 @@ inline float number(const Napi::Value& value) { return value.As<Napi::Number>().
 void register_linear_ops(Napi::Env env, Napi::Object ops);
 void register_small_ops(Napi::Env env, Napi::Object ops);
 void register_attention_ops(Napi::Env env, Napi::Object ops);
+void register_attention_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_nvfp4_ops(Napi::Env env, Napi::Object ops);
 void register_adamw_ops(Napi::Env env, Napi::Object ops);
 

@@ -1,0 +1,50 @@
+/**
+ * Attention on device 0 at Qwen3-4B's shape (Q 32, KV 8, D 128): TFLOP/s of prefill and its gradients, GB/s of decode.
+ *
+ *   npx tsx benchmarks/ops/attention-cuda.ts [iterations]
+ *
+ * A multiply-add counts as two operations and only scores that the causal mask leaves count: 4 · D · Q · T (T + 1) / 2
+ * forward, 10 · … for the five products that gradients need (the kernels compute seven). Decode counts the 4 · KV · D
+ * bytes of a position. Buffers of more than 256 MiB are cycled through, so that nothing is found in L2; `copy` is a
+ * copy of 1 GiB on the device, bytes read and written.
+ */
+import { ops } from '../../test/support/native-ops'
+
+const [Q, KV, D] = [32, 8, 128]
+const iterations = Number(process.argv[2] ?? 20)
+
+/** The median of five measurements, each the mean of its iterations. */
+const median = (measure: () => number) => Array.from({ length: 5 }, measure).sort((a, b) => a - b)[2]!
+
+const print = (name: string, us: number, rate: string) =>
+  console.log(`${name.padEnd(24)} ${us.toFixed(1).padStart(10)} µs ${rate}`)
+
+const copyBytes = 2 ** 30
+const copyUs = median(() => ops.attentionCopyCudaTime!(copyBytes, iterations) as number)
+const copyRate = (2 * copyBytes) / copyUs / 1e3
+print('copy', copyUs, `${copyRate.toFixed(0)} GB/s`)
+
+for (const T of [2048, 8192]) {
+  const times = Array.from(
+    { length: 5 },
+    () => ops.attentionCudaTime!({ B: 1, T, Q, KV, D }, iterations) as { forward: number; backward: number },
+  )
+  const products = (2 * D * Q * T * (T + 1)) / 2 / 1e6
+  for (const [name, count] of [
+    ['forward', 2],
+    ['backward', 5],
+  ] as const) {
+    const us = times.map((time) => time[name]).sort((a, b) => a - b)[2]!
+    print(`${name} T ${T}`, us, `${((count * products) / us).toFixed(1)} TFLOP/s`)
+  }
+}
+
+for (const T of [1, 8]) {
+  for (const context of [2048, 8192, 32768]) {
+    const shape = { T, offset: context - T, Q, KV, D, pageTokens: 64 }
+    const us = median(() => ops.attentionDecodeCudaTime!(shape, 5 * iterations) as number)
+    const rate = (4 * KV * D * context) / us / 1e3
+    const share = ((100 * rate) / copyRate).toFixed(0)
+    print(`decode T ${T} S ${context}`, us, `${rate.toFixed(0)} GB/s, ${share} % of copy`)
+  }
+}
