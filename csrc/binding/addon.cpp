@@ -23,6 +23,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   qn::register_attention_cuda_ops(env, ops);
   qn::register_nvfp4_ops(env, ops);
   qn::register_adamw_ops(env, ops);
+  qn::register_adamw_cuda_ops(env, ops);
   exports.Set("ops", ops);
 
   auto* environment = new qn::Environment(env);

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "core/cuda_device.h"
 #include "ops/weight_view.h"
 
 namespace qn {
@@ -59,8 +60,9 @@ constexpr float kUpdateClip = 3.0f;
 struct AdamwArgs {
   // Rows [row_begin, row_begin + row_count) of a parameter [N, K]. Only g is relative to row_begin.
   int64_t row_begin = 0, row_count = 0, K = 0;
-  const float* g = nullptr;  // in f32[row_count, K], finite
-  float gradient_scale = 1;  // multiplies g: clipping, mean over micro-batches
+  const float* g = nullptr;          // in f32[row_count, K], finite
+  const uint16_t* g_bf16 = nullptr;  // CUDA only: the same in bf16, read in place of g when there
+  float gradient_scale = 1;          // multiplies g: clipping, mean over micro-batches
 
   // The weight (in and out); pointers are to row 0.
   Storage storage = Storage::kF32;
@@ -92,12 +94,21 @@ struct AdamwRow {
 constexpr int64_t kAdamwMaxCols = 128 * 1024;
 void adamw_cpu(AdamwRow* rows, const AdamwArgs& args, const Cpu& cpu);
 
+// The same on the device, where every pointer is: rows, g, g_bf16, dense and masters 16-byte aligned, codes and values
+// 8 (int8: 16). Every byte of weights and state is adamw_cpu's for the same g; Σ u² of a row is within 1e-12 (another
+// order of f64 sums). Two runs give equal bytes; no scratch. Packed moments keep a row in shared memory, 8 bytes a
+// column: Error(kUnsupported) when it does not fit (about 29000 columns on sm_90, 12300 on sm_120).
+void adamw_cuda(AdamwRow* rows, const AdamwArgs& args, CudaStream stream);
+
 // For a two-level tensor some block of which saturated: scales become half (exact, except that an odd scale below 2^-5
 // rounds to its even neighbour) so that the caller can double the global scale. Masters are halved too.
 void adamw_halve_scales(uint8_t* scales, int64_t count);
 
 // Σ g² of each row, f64[row_count]; not finite when any element is not.
 void row_squares_cpu(double* squares, const float* g, int64_t row_count, int64_t K, const Cpu& cpu);
+// The CPU's bytes; g f32 or bf16 [row_count, K]. squares and g on the device.
+void row_squares_cuda(double* squares, const float* g, int64_t row_count, int64_t K, CudaStream stream);
+void row_squares_bf16_cuda(double* squares, const uint16_t* g, int64_t row_count, int64_t K, CudaStream stream);
 
 // The first moment's storage by itself, without √v (gradient accumulation uses it): x f32[row_count, K] to and from
 // rows [row_begin, …) of `view`, rounded stochastically with the bits of (seed, parameter, step, kGradient).

@@ -20,7 +20,9 @@ const AdamwKernels& kernels_of(Isa isa) {
 // About 16k elements a piece: enough to hide the hand-out, few enough to spread one chunk over all threads.
 int64_t row_grain(int64_t K) { return K >= 16384 ? 1 : 16384 / (K > 0 ? K : 1); }
 
-void check_columns(MomentFormat format, bool packed_weight, int64_t K) {
+}  // namespace
+
+void check_adamw_columns(MomentFormat format, bool packed_weight, int64_t K) {
   if (K < 1 || K > kAdamwMaxCols) {
     fail(Code::kInvalidArgument, "Expected 1 to %lld columns for adamw but received %lld", (long long)kAdamwMaxCols,
          (long long)K);
@@ -30,8 +32,6 @@ void check_columns(MomentFormat format, bool packed_weight, int64_t K) {
          (long long)K);
   }
 }
-
-}  // namespace
 
 int64_t moment_value_bytes(MomentFormat format, int64_t count) {
   switch (format) {
@@ -48,7 +48,7 @@ int64_t moment_value_bytes(MomentFormat format, int64_t count) {
 }
 
 void adamw_cpu(AdamwRow* rows, const AdamwArgs& args, const Cpu& cpu) {
-  check_columns(args.moments, args.storage == Storage::kNvfp4, args.K);
+  check_adamw_columns(args.moments, args.storage == Storage::kNvfp4, args.K);
   const AdamwKernels& kernels = kernels_of(cpu.isa);
   cpu.pool.run(args.row_count, row_grain(args.K), [&](int64_t begin, int64_t end, int worker) {
     for (int64_t row = begin; row < end; ++row) {
@@ -73,7 +73,7 @@ void row_squares_cpu(double* squares, const float* g, int64_t row_count, int64_t
 }
 
 void store_rows_cpu(const StoreRowsArgs& args, const float* x, const Cpu& cpu) {
-  check_columns(args.format, false, args.K);
+  check_adamw_columns(args.format, false, args.K);
   const AdamwKernels& kernels = kernels_of(cpu.isa);
   cpu.pool.run(args.row_count, row_grain(args.K), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) kernels.store(args, args.row_begin + row, x + row * args.K);
@@ -81,7 +81,7 @@ void store_rows_cpu(const StoreRowsArgs& args, const float* x, const Cpu& cpu) {
 }
 
 void load_rows_cpu(float* x, const StoreRowsArgs& args, const Cpu& cpu) {
-  check_columns(args.format, false, args.K);
+  check_adamw_columns(args.format, false, args.K);
   const AdamwKernels& kernels = kernels_of(cpu.isa);
   cpu.pool.run(args.row_count, row_grain(args.K), [&](int64_t begin, int64_t end, int) {
     for (int64_t row = begin; row < end; ++row) kernels.load(args, args.row_begin + row, x + row * args.K);

@@ -14,6 +14,9 @@ struct AdamwKernels {
   double (*squares)(const float* x, int64_t count);
 };
 
+// Error(kInvalidArgument) for a number of columns that adamw does not take.
+void check_adamw_columns(MomentFormat format, bool packed_weight, int64_t K);
+
 extern const AdamwKernels kAdamwPortable;
 extern const AdamwKernels kAdamwAvx2;
 extern const AdamwKernels kAdamwAvx512;

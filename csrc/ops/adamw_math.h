@@ -15,6 +15,14 @@ QN_ADAMW_FN float float_of(uint32_t bits) { return __builtin_bit_cast(float, bit
 QN_ADAMW_FN float magnitude_of(float value) { return float_of(bits_of(value) & 0x7fffffffu); }
 QN_ADAMW_FN float smaller(float a, float b) { return a < b ? a : b; }
 QN_ADAMW_FN float larger(float a, float b) { return a > b ? a : b; }
+// Rounded to nearest, as IEEE 754 wants it.
+QN_ADAMW_FN float square_root(float value) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(value);
+#else
+  return __builtin_sqrtf(value);
+#endif
+}
 
 // --- Random rounding ------------------------------------------------------------------------------------------------
 

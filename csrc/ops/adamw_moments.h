@@ -3,8 +3,8 @@
 // or tiles of kTile elements so that any compiler can vectorise them, and every sum has a fixed order.
 #pragma once
 
+#include "ops/adamw_elements.h"
 #include "ops/adamw_kernels.h"
-#include "ops/adamw_math.h"
 
 // A loop over the 16 elements of a block. Early complete unrolling would hide it from the vectoriser.
 #define QN_BLOCK_LOOP(i) _Pragma("GCC unroll 1") for (int i = 0; i < 16; ++i)
@@ -15,10 +15,6 @@ namespace {
 using namespace adamw;
 
 constexpr int kTile = 256;
-constexpr int kOctaves = 10;  // second-moment scales 2^-6 .. 2^3
-constexpr int kFirstOctave = -6;
-constexpr float kSmallestV = 0x1p-80f, kLargestV = 0x1p110f;
-constexpr float kOctavesBelowCentre = 12.0f;  // v is stored as at least 2^(centre − 12)
 
 struct Draw {
   uint64_t seed;
@@ -91,7 +87,7 @@ void load_linear(float* x, MomentFormat format, const MomentView& view, int64_t 
   }
   if (format == MomentFormat::kBf16) {
     const uint16_t* from = static_cast<const uint16_t*>(view.values) + row * K + column;
-    for (int64_t i = 0; i < n; ++i) x[i] = float_of(static_cast<uint32_t>(from[i]) << 16);
+    for (int64_t i = 0; i < n; ++i) x[i] = bf16_value(from[i]);
     return;
   }
   const uint8_t* scales = view.scales + row * (K / 16) + column / 16;
@@ -113,20 +109,12 @@ void load_linear(float* x, MomentFormat format, const MomentView& view, int64_t 
 }
 
 void store_linear_block(uint32_t* codes, const float* x, float S, const uint32_t* words) {
-  const float divisor = S > 0 ? S : 1.0f;
-  QN_BLOCK_LOOP(i) {
-    const float a = smaller(magnitude_of(x[i]) / divisor, 6.0f);
-    codes[i] = stochastic_e2m1(a, words[i]) | ((bits_of(x[i]) >> 28) & 8u);
-  }
+  const float divisor = divisor_of(S);
+  QN_BLOCK_LOOP(i) codes[i] = linear_e2m1(x[i], divisor, words[i]);
 }
 void store_linear_block(int8_t* values, const float* x, float S, const uint32_t* words) {
-  const float divisor = S > 0 ? S : 1.0f;
-  QN_BLOCK_LOOP(i) {
-    const float a = smaller(magnitude_of(x[i]) / divisor, 127.0f);
-    const auto whole = static_cast<int32_t>(a);
-    const int32_t q = whole + (rounds_up(a - static_cast<float>(whole), words[i]) ? 1 : 0);
-    values[i] = static_cast<int8_t>(x[i] < 0 ? -q : q);
-  }
+  const float divisor = divisor_of(S);
+  QN_BLOCK_LOOP(i) values[i] = linear_int8(x[i], divisor, words[i]);
 }
 
 // Unbiased: block scales are rounded up, so nothing saturates.
@@ -138,11 +126,11 @@ void store_linear(MomentFormat format, const MomentView& view, const Draw& draw,
     return;
   }
   alignas(64) uint32_t words[kTile + 16], codes[kTile];
-  const float largest_code = format == MomentFormat::kNvfp4 ? 6.0f : 127.0f;
+  const float largest = largest_code(format);
   float level = 1;
   if (format != MomentFormat::kBf16) {
     const float amax = float_of(static_cast<uint32_t>(largest_bits(x, K)));
-    view.rows[row] = level = power_of_two_at_least(amax / (448.0f * largest_code));
+    view.rows[row] = level = linear_level(amax, largest);
   }
   for (int64_t column = 0; column < K; column += kTile) {
     const int64_t n = K - column < kTile ? K - column : kTile;
@@ -155,7 +143,7 @@ void store_linear(MomentFormat format, const MomentView& view, const Draw& draw,
     }
     uint8_t* scales = view.scales + row * (K / 16) + column / 16;
     for (int64_t b = 0; b < n / 16; ++b) {
-      scales[b] = static_cast<uint8_t>(e4m3_round_up(block_amax(from + 16 * b) / (largest_code * level)));
+      scales[b] = static_cast<uint8_t>(linear_scale(block_amax(from + 16 * b), largest, level));
       const float S = e4m3_value(scales[b]) * level;
       if (format == MomentFormat::kNvfp4) {
         store_linear_block(codes + 16 * b, from + 16 * b, S, words + 16 * b);
@@ -171,10 +159,6 @@ void store_linear(MomentFormat format, const MomentView& view, const Draw& draw,
 }
 
 // --- Second moment --------------------------------------------------------------------------------------------------
-
-// The scale byte of 2^(kFirstOctave + k): exponent field (kFirstOctave + k + 7), mantissa 0. Zero: nothing stored yet.
-uint8_t octave_code(int k) { return static_cast<uint8_t>((kFirstOctave + k + 7) << 3); }
-int octave_index(uint8_t code) { return (code >> 3) - 7 - kFirstOctave; }
 
 void load_octaves(float* v, MomentFormat format, const MomentView& view, int64_t row, int64_t column, int64_t n,
                   int64_t K) {
@@ -201,8 +185,7 @@ void load_octaves(float* v, MomentFormat format, const MomentView& view, int64_t
 void store_octaves_block(uint32_t* codes, float* v, const float* log2_v, float centre, float S, const uint32_t* words) {
   const float inverse = 1.0f / S;  // exact: S is a power of two
   QN_BLOCK_LOOP(i) {
-    const float t = (log2_v[i] - centre) * inverse;
-    const uint32_t code = stochastic_e2m1(smaller(magnitude_of(t), 6.0f), words[i]) | ((bits_of(t) >> 28) & 8u);
+    const uint32_t code = octave_e2m1(log2_v[i], centre, inverse, words[i]);
     codes[i] = code;
     v[i] = exp2_grid(centre + e2m1_value(code) * S);
   }
@@ -210,9 +193,7 @@ void store_octaves_block(uint32_t* codes, float* v, const float* log2_v, float c
 void store_octaves_block(int8_t* values, float* v, const float* log2_v, float centre, float S, const uint32_t* words) {
   const float inverse = 1.0f / S;
   QN_BLOCK_LOOP(i) {
-    const float t = smaller(larger((log2_v[i] - centre) * inverse, -127.0f), 127.0f);
-    const int32_t low = static_cast<int32_t>(t + 128.0f) - 128;
-    const int32_t q = low + (rounds_up(t - static_cast<float>(low), words[i]) ? 1 : 0);
+    const int32_t q = octave_int8(log2_v[i], centre, inverse, words[i]);
     values[i] = static_cast<int8_t>(q);
     v[i] = exp2_grid(centre + static_cast<float>(q) * S);
   }
@@ -245,22 +226,19 @@ void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw
   uint8_t* scales = view.scales + row * (K / 16);
   for (int64_t i = 0; i < K; ++i) log2_v[i] = log2_near(v[i]);
   const bool fresh = scales[0] == 0;
-  const float old_centre = fresh ? -80.0f : view.rows[row];
-  const float dead = larger(2 * kSmallestV, fresh ? 0.0f : exp2_grid(old_centre - kOctavesBelowCentre));
+  const float old_centre = fresh ? kFreshCentre : view.rows[row];
+  const float dead = largest_dead(fresh, old_centre);
   const float mean = live_mean(v, log2_v, K, dead, old_centre);
   int32_t any_change = 0;
   for (int64_t b = 0; b < K / 16; ++b) any_change |= changed[b];
-  const bool moved = fresh || (any_change && magnitude_of(mean - old_centre) > 1.0f);
+  const bool moved = centre_moves(fresh, any_change != 0, mean, old_centre);
   const float centre = moved ? nearest_quarter(mean) : old_centre;
   view.rows[row] = centre;
 
-  // Reach of each scale. Comparing values, not logarithms, keeps a stored value inside the scale it was stored with.
   float low[kOctaves], high[kOctaves];
-  const float reach = format == MomentFormat::kNvfp4 ? 6.0f : 127.0f;
   for (int k = 0; k < kOctaves; ++k) {
-    const float S = e4m3_value(octave_code(k));
-    low[k] = exp2_grid(centre - reach * S);
-    high[k] = exp2_grid(centre + reach * S);
+    low[k] = octave_low(centre, largest_code(format), k);
+    high[k] = octave_high(centre, largest_code(format), k);
   }
   const float floor = exp2_grid(centre - kOctavesBelowCentre), log2_floor = centre - kOctavesBelowCentre;
   alignas(64) uint32_t words[kTile + 16], codes[16];
@@ -279,10 +257,7 @@ void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw
       }
       if (!moved && !changed[b]) continue;
       const float smallest = float_of(static_cast<uint32_t>(least)), largest = float_of(static_cast<uint32_t>(most));
-      // Grow as far as needed; shrink one octave a step, which loses nothing that was stored.
-      int k = fresh || octave_index(scales[b]) == 0 ? 0 : octave_index(scales[b]) - 1;
-      while (k < kOctaves - 1 && (smallest < low[k] || largest > high[k])) ++k;
-      scales[b] = octave_code(k);
+      scales[b] = next_octave(scales[b], fresh, smallest, largest, low, high);
       const float S = e4m3_value(scales[b]);
       const uint32_t* bits = words + 16 * b - column;
       if (format == MomentFormat::kNvfp4) {

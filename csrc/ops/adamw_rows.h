@@ -21,27 +21,13 @@ double row_squares(const float* x, int64_t count) {
   return total;
 }
 
-// m, v in and out f32[n]; u out. `clip` bounds |u|; packed moments keep v in the range of their octaves.
+// m, v in and out f32[n]; u out.
 void moments_step(float* m, float* v, float* u, const float* g, int64_t n, const AdamwArgs& args) {
-  const bool packed = args.moments == MomentFormat::kNvfp4 || args.moments == MomentFormat::kInt8;
-  const float clip = packed ? kUpdateClip : 3e38f;
-  const float least = packed ? kSmallestV : 0.0f, most = packed ? kLargestV : 3e38f;
-  const float a = args.a, b = args.b, eps = args.eps, scale = args.gradient_scale;
-  for (int64_t i = 0; i < n; ++i) {
-    const float gi = g[i] * scale;
-    m[i] += a * (gi - m[i]);
-    v[i] = smaller(larger(v[i] + b * (gi * gi - v[i]), least), most);
-    u[i] = smaller(larger(m[i] / (__builtin_sqrtf(v[i]) + eps), -clip), clip);
-  }
+  const MomentRates rates = moment_rates(args);
+  for (int64_t i = 0; i < n; ++i) u[i] = step_moments(m[i], v[i], g[i], rates);
 }
 
 // --- Weights --------------------------------------------------------------------------------------------------------
-
-// A step of zero keeps a negative zero negative.
-float stepped(float x, float keep, float rate, float u) {
-  const float next = x * keep - rate * u;
-  return next == x ? x : next;
-}
 
 void step_dense(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, const float* u, uint32_t* words) {
   const int64_t at = row * args.K + column;
@@ -55,17 +41,11 @@ void step_dense(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, c
   uint16_t* x = static_cast<uint16_t*>(args.dense) + at;
   if (args.storage == Storage::kBF16) {
     for (int64_t i = 0; i < n; ++i) {
-      x[i] = stochastic_bf16(stepped(float_of(static_cast<uint32_t>(x[i]) << 16), keep, rate, u[i]), words[i]);
+      x[i] = stochastic_bf16(stepped(bf16_value(x[i]), keep, rate, u[i]), words[i]);
     }
     return;
   }
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = x[i], sign = (bits & 0x8000u) << 16;
-    const float small = static_cast<float>(static_cast<int32_t>(bits & 0x3ffu)) * 0x1p-24f;
-    const float normal = float_of(((bits & 0x7fffu) << 13) + (112u << 23));
-    const float value = float_of(bits_of((bits & 0x7c00u) == 0 ? small : normal) | sign);
-    x[i] = stochastic_f16(stepped(value, keep, rate, u[i]), words[i]);
-  }
+  for (int64_t i = 0; i < n; ++i) x[i] = stochastic_f16(stepped(f16_value(x[i]), keep, rate, u[i]), words[i]);
 }
 
 // Rounds x[16] onto the grid of a sticky scale. codes in: the old ones (zeros keep their sign bit), out: the new ones.
@@ -75,13 +55,8 @@ void sticky_block(uint32_t* codes, uint8_t* scale, const float* x, uint32_t grow
   const StickyScale next = sticky_scale(*scale, block_amax(x), growth_word, saturated);
   *scale = static_cast<uint8_t>(next.code);
   const float S = e4m3_value(next.code), limit = next.limit, boost = kStochastic ? next.boost : 0.0f;
-  const float divisor = S > 0 ? S : 1.0f, most = S > 0 ? 6.0f : 0.0f;
   QN_BLOCK_LOOP(i) {
-    const float magnitude = magnitude_of(x[i]);
-    const float stretched = magnitude + larger(magnitude - limit, 0.0f) * boost;
-    const float a = smaller(stretched / divisor, most);
-    const uint32_t index = kStochastic ? stochastic_e2m1(a, words[i]) : nearest_e2m1(a);
-    codes[i] = index | (index == 0 ? codes[i] & 8u : (bits_of(x[i]) >> 28) & 8u);
+    codes[i] = sticky_code<kStochastic>(x[i], codes[i], S, limit, boost, kStochastic ? words[i] : 0u);
   }
 }
 
@@ -102,7 +77,7 @@ void load_base(float* base, const AdamwArgs& args, const uint32_t* codes, const 
   }
   if (args.mode == WeightMode::kBf16) {
     const uint16_t* master = static_cast<const uint16_t*>(args.master) + at;
-    for (int64_t i = 0; i < n; ++i) base[i] = float_of(static_cast<uint32_t>(master[i]) << 16);
+    for (int64_t i = 0; i < n; ++i) base[i] = bf16_value(master[i]);
     return;
   }
   for (int64_t b = 0; b < n / 16; ++b) {
@@ -113,7 +88,7 @@ void load_base(float* base, const AdamwArgs& args, const uint32_t* codes, const 
   alignas(64) uint32_t residual[kTile];
   unpack_nibbles(residual, args.residual_codes + at / 2, n);
   for (int64_t b = 0; b < n / 16; ++b) {
-    const float S = e4m3_value(args.residual_scales[at / 16 + b]) * 0.125f;
+    const float S = e4m3_value(args.residual_scales[at / 16 + b]) * kResidualUnit;
     QN_BLOCK_LOOP(i) base[16 * b + i] += e2m1_value(residual[16 * b + i]) * S;
   }
 }
@@ -126,7 +101,7 @@ void store_master(const AdamwArgs& args, int64_t at, int64_t n, float* x, const 
     uint16_t* master = static_cast<uint16_t*>(args.master) + at;
     for (int64_t i = 0; i < n; ++i) {
       master[i] = stochastic_bf16(x[i], words[i]);
-      x[i] = float_of(static_cast<uint32_t>(master[i]) << 16);
+      x[i] = bf16_value(master[i]);
     }
   }
 }
@@ -136,7 +111,7 @@ void step_residual_block(const AdamwArgs& args, int64_t at, const float* x, cons
   alignas(64) float rest[16];
   alignas(64) uint32_t residual[16];
   const float S = e4m3_value(scale);
-  QN_BLOCK_LOOP(i) rest[i] = (x[i] - e2m1_value(codes[i]) * S) * 8.0f;
+  QN_BLOCK_LOOP(i) rest[i] = (x[i] - e2m1_value(codes[i]) * S) * (1 / kResidualUnit);
   unpack_nibbles(residual, args.residual_codes + at / 2, 16);
   sticky_block<true>(residual, args.residual_scales + at / 16, rest, growth_word, words, saturated);
   pack_nibbles(args.residual_codes + at / 2, residual, 16);
@@ -210,7 +185,7 @@ void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* re
   const int64_t K = args.K, padded = (K + 15) / 16 * 16;
   const float* g = args.g + (row - args.row_begin) * K;
   const Draw draw{args.seed, args.parameter, args.step};
-  const bool packed = args.moments == MomentFormat::kNvfp4 || args.moments == MomentFormat::kInt8;
+  const bool packed = is_packed(args.moments);
   float *m = scratch, *v = scratch + padded, *log2_v = scratch + 2 * padded;
   auto* changed = reinterpret_cast<uint8_t*>(scratch + 3 * padded);
   alignas(64) float u[kTile], before[kTile];
@@ -224,7 +199,7 @@ void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* re
       load_octaves(v + column, args.moments, args.v, row, column, n, K);
       for (int64_t i = 0; i < n; ++i) {
         before[i] = v[column + i];
-        m[column + i] *= __builtin_sqrtf(before[i]);  // stored in units of √v
+        m[column + i] *= square_root(before[i]);  // stored in units of √v
       }
     } else {
       load_linear(v + column, args.moments, args.v, row, column, n, K);
@@ -240,7 +215,7 @@ void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* re
   }
   if (packed) {
     store_octaves(args.moments, args.v, draw, row, v, log2_v, changed, K);
-    for (int64_t i = 0; i < K; ++i) m[i] /= __builtin_sqrtf(v[i]);
+    for (int64_t i = 0; i < K; ++i) m[i] /= square_root(v[i]);
   } else {
     store_linear(args.moments, args.v, draw, RandomStream::kSecondMoment, row, v, K);
   }

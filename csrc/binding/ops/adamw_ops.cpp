@@ -1,26 +1,8 @@
-#include <string>
-#include <vector>
-
-#include "binding/ops/ops.h"
-#include "ops/adamw.h"
+#include "binding/ops/adamw_args.h"
 
 namespace qn {
 
 namespace {
-
-// The bytes of a typed array of any element type; null when absent.
-template <typename T>
-T* bytes_of(const Napi::Object& object, const char* name) {
-  const Napi::Value value = object.Get(name);
-  if (!value.IsTypedArray()) return nullptr;
-  const auto array = value.As<Napi::TypedArray>();
-  return reinterpret_cast<T*>(static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset());
-}
-
-double number_of(const Napi::Object& object, const char* name, double otherwise) {
-  const Napi::Value value = object.Get(name);
-  return value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : otherwise;
-}
 
 // The index of object[name] among the enum's names.
 template <typename Enum>
@@ -34,53 +16,64 @@ Enum enum_of(const Napi::Object& object, const char* name, std::initializer_list
   fail(Code::kInvalidArgument, "Expected a known %s but received %s", name, wanted.c_str());
 }
 
+}  // namespace
+
 MomentFormat format_of(const Napi::Object& object, const char* name) {
   return enum_of<MomentFormat>(object, name, {"nvfp4", "int8", "bf16", "fp32"});
 }
 
-// adamw({ g, K, rowBegin, rowCount, storage, mode, …, moments, mValues, …, a, b, eps, rate, keep, seed, parameter,
-// step }, options) → { updateSquares, changedCodes, saturated }; arrays are changed in place.
+AdamwArgs adamw_args_of(const Napi::Object& o) {
+  AdamwArgs args;
+  args.K = static_cast<int64_t>(number_of(o, "K", 0));
+  args.row_begin = static_cast<int64_t>(number_of(o, "rowBegin", 0));
+  args.row_count = static_cast<int64_t>(number_of(o, "rowCount", 0));
+  args.g = bytes_of<float>(o, "g");
+  args.gradient_scale = static_cast<float>(number_of(o, "gradientScale", 1));
+  args.storage = enum_of<Storage>(o, "storage", {"nvfp4", "fp32", "fp16", "bf16"});
+  if (o.Has("mode")) args.mode = enum_of<WeightMode>(o, "mode", {"nvfp4", "nvfp4+residual", "bf16", "fp32"});
+  args.dense = bytes_of<void>(o, "dense");
+  args.codes = bytes_of<uint8_t>(o, "codes");
+  args.scales = bytes_of<uint8_t>(o, "scales");
+  args.residual_codes = bytes_of<uint8_t>(o, "residualCodes");
+  args.residual_scales = bytes_of<uint8_t>(o, "residualScales");
+  args.master = bytes_of<void>(o, "master");
+  args.moments = format_of(o, "moments");
+  args.m = {bytes_of<void>(o, "mValues"), bytes_of<uint8_t>(o, "mScales"), bytes_of<float>(o, "mRows")};
+  args.v = {bytes_of<void>(o, "vValues"), bytes_of<uint8_t>(o, "vScales"), bytes_of<float>(o, "vRows")};
+  args.a = static_cast<float>(number_of(o, "a", 1));
+  args.b = static_cast<float>(number_of(o, "b", 1));
+  args.eps = static_cast<float>(number_of(o, "eps", 1e-8));
+  args.rate = static_cast<float>(number_of(o, "rate", 0));
+  args.keep = static_cast<float>(number_of(o, "keep", 1));
+  args.seed = static_cast<uint64_t>(number_of(o, "seed", 0));
+  args.parameter = static_cast<uint32_t>(number_of(o, "parameter", 0));
+  args.step = static_cast<uint32_t>(number_of(o, "step", 1));
+  return args;
+}
+
+Napi::Object adamw_totals(Napi::Env env, const std::vector<AdamwRow>& rows) {
+  AdamwRow total;
+  for (const AdamwRow& row : rows) {
+    total.update_squares += row.update_squares;
+    total.changed_codes += row.changed_codes;
+    total.saturated += row.saturated;
+  }
+  const auto result = Napi::Object::New(env);
+  result.Set("updateSquares", total.update_squares);
+  result.Set("changedCodes", total.changed_codes);
+  result.Set("saturated", total.saturated);
+  return result;
+}
+
+namespace {
+
+// adamw({ … }, options) → { updateSquares, changedCodes, saturated }; arrays are changed in place.
 Napi::Value adamw(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
-    const auto o = info[0].As<Napi::Object>();
-    AdamwArgs args;
-    args.K = static_cast<int64_t>(number_of(o, "K", 0));
-    args.row_begin = static_cast<int64_t>(number_of(o, "rowBegin", 0));
-    args.row_count = static_cast<int64_t>(number_of(o, "rowCount", 0));
-    args.g = bytes_of<float>(o, "g");
-    args.gradient_scale = static_cast<float>(number_of(o, "gradientScale", 1));
-    args.storage = enum_of<Storage>(o, "storage", {"nvfp4", "fp32", "fp16", "bf16"});
-    if (o.Has("mode")) args.mode = enum_of<WeightMode>(o, "mode", {"nvfp4", "nvfp4+residual", "bf16", "fp32"});
-    args.dense = bytes_of<void>(o, "dense");
-    args.codes = bytes_of<uint8_t>(o, "codes");
-    args.scales = bytes_of<uint8_t>(o, "scales");
-    args.residual_codes = bytes_of<uint8_t>(o, "residualCodes");
-    args.residual_scales = bytes_of<uint8_t>(o, "residualScales");
-    args.master = bytes_of<void>(o, "master");
-    args.moments = format_of(o, "moments");
-    args.m = {bytes_of<void>(o, "mValues"), bytes_of<uint8_t>(o, "mScales"), bytes_of<float>(o, "mRows")};
-    args.v = {bytes_of<void>(o, "vValues"), bytes_of<uint8_t>(o, "vScales"), bytes_of<float>(o, "vRows")};
-    args.a = static_cast<float>(number_of(o, "a", 1));
-    args.b = static_cast<float>(number_of(o, "b", 1));
-    args.eps = static_cast<float>(number_of(o, "eps", 1e-8));
-    args.rate = static_cast<float>(number_of(o, "rate", 0));
-    args.keep = static_cast<float>(number_of(o, "keep", 1));
-    args.seed = static_cast<uint64_t>(number_of(o, "seed", 0));
-    args.parameter = static_cast<uint32_t>(number_of(o, "parameter", 0));
-    args.step = static_cast<uint32_t>(number_of(o, "step", 1));
+    const AdamwArgs args = adamw_args_of(info[0].As<Napi::Object>());
     std::vector<AdamwRow> rows(static_cast<size_t>(args.row_count));
     adamw_cpu(rows.data(), args, ops_cpu(info));
-    AdamwRow total;
-    for (const AdamwRow& row : rows) {
-      total.update_squares += row.update_squares;
-      total.changed_codes += row.changed_codes;
-      total.saturated += row.saturated;
-    }
-    const auto result = Napi::Object::New(info.Env());
-    result.Set("updateSquares", total.update_squares);
-    result.Set("changedCodes", total.changed_codes);
-    result.Set("saturated", total.saturated);
-    return result;
+    return adamw_totals(info.Env(), rows);
   });
 }
 

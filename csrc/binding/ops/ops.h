@@ -39,5 +39,6 @@ void register_attention_ops(Napi::Env env, Napi::Object ops);
 void register_attention_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_nvfp4_ops(Napi::Env env, Napi::Object ops);
 void register_adamw_ops(Napi::Env env, Napi::Object ops);
+void register_adamw_cuda_ops(Napi::Env env, Napi::Object ops);
 
 }  // namespace qn
