@@ -19,6 +19,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   Napi::Object ops = Napi::Object::New(env);
   qn::register_linear_ops(env, ops);
   qn::register_small_ops(env, ops);
+  qn::register_small_cuda_ops(env, ops);
+  qn::register_small_cuda_times(env, ops);
   qn::register_attention_ops(env, ops);
   qn::register_attention_cuda_ops(env, ops);
   qn::register_nvfp4_ops(env, ops);

@@ -5,11 +5,18 @@
 #pragma once
 
 #include "core/cpu.h"
+#include "core/cuda_device.h"
 
 namespace qn {
 
 void swiglu_cpu(float* y, const float* gate, const float* up, int64_t count, const Cpu& cpu);
 void swiglu_backward_cpu(float* dgate, float* dup, const float* dy, const float* gate, const float* up, int64_t count,
                          const Cpu& cpu);
+
+// On CUDA all are bf16[count], on the device and 16-byte aligned, computed in f32 and rounded once; aliasing as above.
+// e^x is the hardware's (relative error 2^-19 at |gate| = 80), far below what bf16 keeps.
+void swiglu_cuda(uint16_t* y, const uint16_t* gate, const uint16_t* up, int64_t count, CudaStream stream);
+void swiglu_backward_cuda(uint16_t* dgate, uint16_t* dup, const uint16_t* dy, const uint16_t* gate, const uint16_t* up,
+                          int64_t count, CudaStream stream);
 
 }  // namespace qn

@@ -1,0 +1,100 @@
+#include <cuda_runtime.h>
+
+#include "core/cuda_check.h"
+#include "core/status.h"
+#include "ops/bf16x8_cuda.h"
+#include "ops/group_reduce_cuda.h"
+#include "ops/qk_norm_rope.h"
+
+namespace qn {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Head {
+  const uint16_t* x;
+  uint16_t* y;
+  const float* w;
+  float* inv_rms;  // null when not kept
+};
+
+// Head `head` of token t, where keys follow the queries.
+__device__ Head head_of(const QkNormRopeCuda& a, int64_t t, int64_t head) {
+  if (head < a.Q) {
+    const int64_t row = t * a.Q + head;
+    return {a.q_raw + row * a.D, a.q + row * a.D, a.q_w, a.q_inv_rms ? a.q_inv_rms + row : nullptr};
+  }
+  const int64_t row = t * a.KV + head - a.Q;
+  return {a.k_raw + row * a.D, a.k + row * a.D, a.k_w, a.k_inv_rms ? a.k_inv_rms + row : nullptr};
+}
+
+// computes   n = x · rsqrt(mean(x²) + eps) · w;  y = rotated n           per head of q and k
+// moves      read 2·T·(Q + KV)·D B (tables, w from L1 and L2), write as much           bound: memory
+// launch     grid ceil(T·(Q + KV) / (256 / kLanes)), block 256           one head per kLanes threads, each with the
+// eight
+//            columns from 8·lane and their partners from D/2 + 8·lane, 16-B loads
+// needs      D % 16 == 0, D <= 16·kLanes, everything 16-byte aligned
+// numerics   f32 sum in fixed tree order; bf16 rounding once, at the store
+// measured   not yet
+template <int kLanes>
+__global__ void __launch_bounds__(kThreads) qk_norm_rope_kernel(const QkNormRopeCuda a, int64_t heads) {
+  const int lane = threadIdx.x % kLanes;
+  const int64_t row = int64_t{blockIdx.x} * (kThreads / kLanes) + threadIdx.x / kLanes;
+  const int64_t half = a.D / 2, column = lane * kLaneValues;
+  // The exchange of lanes needs the idle threads too.
+  const bool mine = row < a.T * heads && column < half;
+  const int64_t t = row / heads;
+  Head head = {};
+  Eight low = {}, high = {};
+  float sum = 0;
+  if (mine) {
+    head = head_of(a, t, row - t * heads);
+    low = load8(head.x + column);
+    high = load8(head.x + half + column);
+  }
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) sum = fmaf(low.value[i], low.value[i], sum);
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) sum = fmaf(high.value[i], high.value[i], sum);
+  sum = reduce_lanes<kLanes>(sum, AddLanes{});
+  if (!mine) return;
+  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(a.D) + a.eps);
+  if (lane == 0 && head.inv_rms) *head.inv_rms = inverse;
+  const Eight low_w = load8(head.w + column), high_w = load8(head.w + half + column);
+  const Eight cosine = load8(a.cosines + t * half + column), sine = load8(a.sines + t * half + column);
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) {
+    const float x = low.value[i] * inverse * low_w.value[i], y = high.value[i] * inverse * high_w.value[i];
+    low.value[i] = x * cosine.value[i] - y * sine.value[i];
+    high.value[i] = y * cosine.value[i] + x * sine.value[i];
+  }
+  store8(head.y + column, low);
+  store8(head.y + half + column, high);
+}
+
+template <int kLanes>
+void launch(const QkNormRopeCuda& args, cudaStream_t stream) {
+  const int64_t heads = args.Q + args.KV;
+  constexpr int64_t kRows = kThreads / kLanes;
+  const auto blocks = static_cast<unsigned>((args.T * heads + kRows - 1) / kRows);
+  qk_norm_rope_kernel<kLanes><<<blocks, kThreads, 0, stream>>>(args, heads);
+  QN_CUDA_CHECK(cudaGetLastError());
+}
+
+}  // namespace
+
+// --------------------------------------------------------------------------------------------------------------------
+
+void qk_norm_rope_cuda(const QkNormRopeCuda& args, CudaStream stream) {
+  if (args.D % (2 * kLaneValues) != 0 || args.D > 256) {
+    fail(Code::kUnsupported, "Heads on CUDA need a multiple of 16 columns up to 256, not %lld",
+         static_cast<long long>(args.D));
+  }
+  if (args.T * (args.Q + args.KV) == 0) return;
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  if (args.D <= 128) return launch<8>(args, cuda_stream);
+  launch<16>(args, cuda_stream);
+}
+
+}  // namespace qn
