@@ -62,8 +62,8 @@ export interface NativeDevice {
   readonly name: string
   readonly threads: number
   readonly isa: string
-  /** Bytes in use on the device by kind, their total, and the highest total since resetPeak(). */
-  memory(): NativeMemoryBytes & { peak: number }
+  /** Bytes in use on the device by kind, their total, and the highest total since resetPeak(); of the whole GPU, on one. */
+  memory(): NativeMemoryBytes & { peak: number; gpuFree?: number; gpuTotal?: number }
   resetPeak(): void
 }
 

@@ -1,17 +1,16 @@
 #include "binding/environment.h"
 
-#include "core/cuda_device.h"
-
 namespace qn {
 
 namespace {
 
-[[noreturn]] void refuse_device(const std::string& name) {
-  if (name.rfind("cuda", 0) == 0) {
-    require_cuda();
-    fail(Code::kUnsupported, "device %s: the model does not run on CUDA yet in this version; use device 'cpu'",
-         name.c_str());
-  }
+// N of 'cuda:N', or −1 for 'cpu'.
+int cuda_index_of(const std::string& name) {
+  if (name == "cpu") return -1;
+  const std::string prefix = "cuda:";
+  const bool digits = name.size() > prefix.size() && name.size() <= prefix.size() + 3 &&
+                      name.find_first_not_of("0123456789", prefix.size()) == std::string::npos;
+  if (name.rfind(prefix, 0) == 0 && digits) return std::stoi(name.substr(prefix.size()));
   fail(Code::kInvalidArgument, "Expected 'cpu' or 'cuda:N' for device but received '%s'", name.c_str());
 }
 
@@ -39,10 +38,13 @@ void Environment::tear_down(void* self) {
 }
 
 std::shared_ptr<Device> Environment::device(const std::string& name, int threads, const std::string& isa) {
-  if (name != "cpu") refuse_device(name);
+  const int cuda_index = cuda_index_of(name);
   const Isa level = isa.empty() ? detect_isa() : isa_from_name(isa.c_str());
   auto& device = devices_[{name, threads, level}];
-  if (!device) device = std::make_shared<Device>(threads, level);
+  if (!device) {
+    device = cuda_index < 0 ? std::make_shared<Device>(threads, level)
+                            : std::make_shared<Device>(threads, level, cuda_index);
+  }
   return device;
 }
 

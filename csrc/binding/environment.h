@@ -27,7 +27,12 @@ class Environment {
   std::shared_ptr<Device> device(const std::string& name, int threads, const std::string& isa);
   const std::shared_ptr<JobHub>& hub() const { return hub_; }
   JobOrder order(const std::shared_ptr<Device>& device, std::shared_ptr<CancelToken> cancel = nullptr) const {
-    return {hub_, device, std::move(cancel), {}};
+    return {hub_, device, std::move(cancel), {}, false, false};
+  }
+  // For a job that only frees what it holds: something small, whose memory the device's next job may want, or with
+  // `trims` something large.
+  JobOrder disposal(const std::shared_ptr<Device>& device, bool trims = false) const {
+    return {hub_, device, nullptr, {}, true, trims};
   }
 
   // Constructors of the classes whose objects the addon itself makes.

@@ -59,6 +59,8 @@ struct JobOrder {
   std::shared_ptr<Device> device;
   std::shared_ptr<CancelToken> cancel;   // may be null
   std::function<void(bool ok)> settled;  // on the JS thread, just before the promise settles; may be empty
+  bool only_frees = false;               // see Device::begin_job()
+  bool trims = false;                    // gives what was freed back to the GPU before the promise settles
 };
 
 // work(const Cpu&) -> Result runs on the lane and is destroyed there; convert(env, Result&) -> Napi::Value runs and is
@@ -75,7 +77,9 @@ Napi::Value run_job(Napi::Env env, JobOrder order, Work work, Convert convert) {
 
     void run() {
       try {
+        order.device->begin_job(order.only_frees);
         result.emplace((*work)(order.device->cpu(order.cancel.get())));
+        order.device->end_job();
       } catch (const Error& error) {
         failure.emplace(error);
       } catch (const std::bad_alloc&) {
@@ -84,6 +88,15 @@ Napi::Value run_job(Napi::Env env, JobOrder order, Work work, Convert convert) {
         failure.emplace(Code::kInternal, error.what());
       }
       work.reset();  // what it held is freed on the lane, before the promise settles
+      if (order.trims) trim();
+    }
+
+    void trim() {
+      try {
+        order.device->trim();
+      } catch (const Error& error) {
+        if (!failure) failure.emplace(error);
+      }
     }
 
     void settle(Napi::Env env) {

@@ -32,15 +32,23 @@ NativeDevice::NativeDevice(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 }
 
 Napi::Value NativeDevice::JsMemory(const Napi::CallbackInfo& info) {
-  const MemoryLedger& ledger = device_->ledger();
-  Napi::Object out = Napi::Object::New(info.Env());
-  for (int kind = 0; kind < kMemoryKinds; ++kind) {
-    const auto memory_kind = static_cast<MemoryKind>(kind);
-    out.Set(memory_kind_name(memory_kind), static_cast<double>(ledger.bytes(memory_kind)));
-  }
-  out.Set("total", static_cast<double>(ledger.total()));
-  out.Set("peak", static_cast<double>(ledger.peak()));
-  return out;
+  return guarded(info.Env(), [&] {
+    MemoryLedger none;
+    const MemoryLedger& ledger = device_->ready() ? device_->ledger() : none;
+    Napi::Object out = Napi::Object::New(info.Env());
+    for (int kind = 0; kind < kMemoryKinds; ++kind) {
+      const auto memory_kind = static_cast<MemoryKind>(kind);
+      out.Set(memory_kind_name(memory_kind), static_cast<double>(ledger.bytes(memory_kind)));
+    }
+    out.Set("total", static_cast<double>(ledger.total()));
+    out.Set("peak", static_cast<double>(ledger.peak()));
+    if (device_->ready() && device_->cuda()) {
+      const CudaContext::Free gpu = device_->cuda()->free_memory();
+      out.Set("gpuFree", static_cast<double>(gpu.free));
+      out.Set("gpuTotal", static_cast<double>(gpu.total));
+    }
+    return Napi::Value(out);
+  });
 }
 
 }  // namespace qn

@@ -40,7 +40,9 @@ class NativeDevice : public Napi::ObjectWrap<NativeDevice> {
   Napi::Value JsThreads(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), device_->threads()); }
   Napi::Value JsIsa(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), isa_name(device_->isa())); }
   Napi::Value JsMemory(const Napi::CallbackInfo& info);
-  void JsResetPeak(const Napi::CallbackInfo&) { device_->ledger().reset_peak(); }
+  void JsResetPeak(const Napi::CallbackInfo&) {
+    if (device_->ready()) device_->ledger().reset_peak();
+  }
 
   std::string name_;
   std::shared_ptr<Device> device_;

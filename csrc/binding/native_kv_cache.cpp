@@ -135,7 +135,7 @@ Napi::Value NativeKvCache::JsDispose(const Napi::CallbackInfo& info) {
     status_->seq_len = 0;
     // The last reference goes on the lane, behind every job that uses the cache.
     return run_job(
-        env, Environment::of(env).order(model_->device()),
+        env, Environment::of(env).disposal(model_->device(), true),
         [cache = std::move(cache_)](const Cpu&) { return Nothing{}; }, to_undefined);
   });
 }

@@ -108,7 +108,7 @@ Napi::Value NativeLinearSte::JsDispose(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     if (!device_) fail(Code::kInternal, "a context without a device");
     return run_job(
-        info.Env(), Environment::of(info.Env()).order(device_),
+        info.Env(), Environment::of(info.Env()).disposal(device_),
         [context = std::move(context_)](const Cpu&) { return Nothing{}; }, to_undefined);
   });
 }

@@ -95,7 +95,7 @@ Napi::Value NativeModel::JsDispose(const Napi::CallbackInfo& info) {
   state_->disposed = true;
   state_->external.set(info.Env(), 0);
   return run_job(
-      info.Env(), Environment::of(info.Env()).order(state_->device()),
+      info.Env(), Environment::of(info.Env()).disposal(state_->device(), true),
       [state = state_, first](const Cpu&) {
         if (first) {
           state->gradients.reset();

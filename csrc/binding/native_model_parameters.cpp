@@ -259,7 +259,7 @@ Napi::Value NativeModel::JsReadBytes(const Napi::CallbackInfo& info) {
             fail(Code::kInvalidArgument, "Expected a range within the %lld bytes of %s of %s",
                  (long long)buffer.bytes(), part.c_str(), name.c_str());
           }
-          std::memcpy(out, buffer.as<uint8_t>() + offset, static_cast<size_t>(length));
+          state->device()->copy_out(out, buffer.as<uint8_t>() + offset, length);
           return Nothing{};
         },
         [held](Napi::Env, Nothing&) -> Napi::Value { return held->Value(); });

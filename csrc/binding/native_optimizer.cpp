@@ -218,7 +218,7 @@ Napi::Value NativeOptimizer::JsStateBytes(const Napi::CallbackInfo& info) {
 Napi::Value NativeOptimizer::JsDispose(const Napi::CallbackInfo& info) {
   disposed_ = true;
   return run_job(
-      info.Env(), Environment::of(info.Env()).order(state_->model->device()),
+      info.Env(), Environment::of(info.Env()).disposal(state_->model->device(), true),
       [state = state_](const Cpu&) {
         state->optimizer.reset();
         return Nothing{};

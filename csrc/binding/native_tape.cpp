@@ -59,7 +59,7 @@ Napi::Value NativeTape::JsDispose(const Napi::CallbackInfo& info) {
     disposed_ = true;
     external_.set(env, 0);
     return run_job(
-        env, Environment::of(env).order(model_->device()),
+        env, Environment::of(env).disposal(model_->device()),
         [model = model_, tape = std::move(tape_)](const Cpu&) { return Nothing{}; }, to_undefined);
   });
 }

@@ -1,7 +1,5 @@
 #include "binding/native_tensor.h"
 
-#include <cstring>
-
 namespace qn {
 
 Napi::Function NativeTensor::define(Napi::Env env) {
@@ -41,7 +39,7 @@ Napi::Value NativeTensor::JsRead(const Napi::CallbackInfo& info) {
     const int64_t count = (end - begin) * cols_, first = begin * cols_;
     return read_floats(env, Environment::of(env).order(device_), count,
                        [content = content_, first, count](float* out, const Cpu&) {
-                         std::memcpy(out, content->values.as<float>() + first, static_cast<size_t>(count) * 4);
+                         content->device->copy_out(out, content->values.as<float>() + first, count * 4);
                        });
   });
 }
@@ -52,7 +50,7 @@ Napi::Value NativeTensor::JsDispose(const Napi::CallbackInfo& info) {
     if (!device_) fail(Code::kInternal, "a tensor without a device");
     external_.set(env, 0);
     return run_job(
-        env, Environment::of(env).order(device_), [content = std::move(content_)](const Cpu&) { return Nothing{}; },
+        env, Environment::of(env).disposal(device_), [content = std::move(content_)](const Cpu&) { return Nothing{}; },
         to_undefined);
   });
 }

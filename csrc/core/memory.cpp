@@ -14,6 +14,26 @@ const char* memory_kind_name(MemoryKind kind) {
   return kNames[static_cast<int>(kind)];
 }
 
+namespace {
+
+class HostMemory : public Memory {
+ public:
+  void* allocate(int64_t bytes, bool zeroed) override {
+    const auto rounded = static_cast<size_t>(Arena::aligned(bytes));
+    void* data = std::aligned_alloc(64, rounded);
+    if (data && zeroed) std::memset(data, 0, rounded);
+    return data;
+  }
+  void free(void* data) noexcept override { std::free(data); }
+};
+
+}  // namespace
+
+Memory& host_memory() {
+  static HostMemory memory;
+  return memory;
+}
+
 void MemoryLedger::charge(MemoryKind kind, int64_t bytes) {
   bytes_[static_cast<int>(kind)].fetch_add(bytes, std::memory_order_relaxed);
   const int64_t total = total_.fetch_add(bytes, std::memory_order_relaxed) + bytes;
@@ -30,13 +50,11 @@ void MemoryLedger::release(MemoryKind kind, int64_t bytes) {
 Buffer::Buffer(MemoryLedger& ledger, MemoryKind kind, int64_t bytes, bool zeroed) : kind_(kind) {
   if (bytes < 0)
     fail(Code::kInvalidArgument, "Expected a buffer size of 0 or more bytes but received %lld", (long long)bytes);
-  const auto rounded = static_cast<size_t>(Arena::aligned(bytes == 0 ? 1 : bytes));
-  data_ = std::aligned_alloc(64, rounded);
+  data_ = ledger.memory().allocate(bytes == 0 ? 1 : bytes, zeroed);
   if (!data_) {
-    fail(Code::kOutOfMemory, "out of memory: %lld bytes of %s were asked, %lld bytes are in use", (long long)bytes,
-         memory_kind_name(kind), (long long)ledger.total());
+    fail(Code::kOutOfMemory, "out of memory: %lld bytes of %s were asked, %lld bytes are in use%s", (long long)bytes,
+         memory_kind_name(kind), (long long)ledger.total(), ledger.memory().describe_free().c_str());
   }
-  if (zeroed) std::memset(data_, 0, rounded);
   bytes_ = bytes;
   ledger_ = &ledger;
   ledger.charge(kind, bytes);
@@ -45,7 +63,7 @@ Buffer::Buffer(MemoryLedger& ledger, MemoryKind kind, int64_t bytes, bool zeroed
 Buffer::~Buffer() {
   if (!data_) return;
   ledger_->release(kind_, bytes_);
-  std::free(data_);
+  ledger_->memory().free(data_);
 }
 
 void Buffer::swap(Buffer& other) noexcept {

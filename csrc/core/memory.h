@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace qn {
 
@@ -12,9 +13,23 @@ enum class MemoryKind { kWeights, kScales, kMoments, kGradients, kActivations, k
 constexpr int kMemoryKinds = 7;
 const char* memory_kind_name(MemoryKind kind);
 
+// Where the buffers of a ledger live. Thread safe.
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  // 64-byte aligned at least; null when there is not enough.
+  virtual void* allocate(int64_t bytes, bool zeroed) = 0;
+  virtual void free(void* data) noexcept = 0;
+  // What a failed allocation tells its caller besides the bytes asked: what is free, or nothing.
+  virtual std::string describe_free() { return ""; }
+};
+Memory& host_memory();
+
 // Bytes in use by kind, and the highest total since the last reset_peak(). Thread safe.
 class MemoryLedger {
  public:
+  explicit MemoryLedger(Memory& memory = host_memory()) : memory_(memory) {}
+  Memory& memory() { return memory_; }
   void charge(MemoryKind kind, int64_t bytes);
   void release(MemoryKind kind, int64_t bytes);
   int64_t bytes(MemoryKind kind) const { return bytes_[static_cast<int>(kind)].load(std::memory_order_relaxed); }
@@ -23,13 +38,15 @@ class MemoryLedger {
   void reset_peak() { peak_.store(total(), std::memory_order_relaxed); }
 
  private:
+  Memory& memory_;
   std::array<std::atomic<int64_t>, kMemoryKinds> bytes_{};
   std::atomic<int64_t> total_{0};
   std::atomic<int64_t> peak_{0};
 };
 
-// Owning, movable, 64-byte aligned host memory. Contents start uninitialised unless `zeroed`.
-// Throws Error(kOutOfMemory) with the bytes asked. The ledger must outlive the buffer.
+// Owning, movable, 64-byte aligned memory of the ledger's place: code that reads data() on the host must know that it
+// is there. Contents start uninitialised unless `zeroed`. Throws Error(kOutOfMemory) with the bytes asked and in use.
+// The ledger must outlive the buffer.
 class Buffer {
  public:
   Buffer() = default;
