@@ -55,12 +55,6 @@ Napi::Value wrap_output(Napi::Env env, ModelState& state, ForwardOutput& output,
   return out;
 }
 
-Buffer copy_floats(ModelState& state, const float* values, int64_t count) {
-  Buffer copy(state.model.device().ledger(), MemoryKind::kActivations, count * 4);
-  std::copy(values, values + count, copy.as<float>());
-  return copy;
-}
-
 GenerateArgs generate_args_of(const Napi::Object& js) {
   GenerateArgs args;
   args.prompt = int32s_of(js.Get("prompt"));
@@ -158,10 +152,10 @@ Napi::Value NativeModel::JsRecord(const Napi::CallbackInfo& info) {
           Recorded out{record_forward(state->model, batch.tape_args(), cpu), {}};
           const int64_t N = out.tape->N();
           if (hidden_states) {
-            for (int64_t i = 0; i < c.L; ++i) {
-              out.output.hidden.push_back(copy_floats(*state, out.tape->buffers.x[static_cast<size_t>(i)], N * c.H));
+            for (int64_t i = 0; i <= c.L; ++i) {
+              out.output.hidden.emplace_back(state->model.device().ledger(), MemoryKind::kActivations, N * c.H * 4);
+              tape_hidden(*out.tape, i, out.output.hidden.back().as<float>(), cpu);
             }
-            out.output.hidden.push_back(copy_floats(*state, out.tape->buffers.final_norm, N * c.H));
           }
           out.output.rows = N;
           out.output.logits = Buffer(state->model.device().ledger(), MemoryKind::kActivations, N * c.V * 4);

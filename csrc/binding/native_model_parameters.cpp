@@ -329,8 +329,10 @@ Napi::Value NativeModel::JsReadGradient(const Napi::CallbackInfo& info) {
         [state, name, count, out](const Cpu& cpu) {
           const Parameter& p = state->parameter(name);
           if (!state->gradients || !state->gradients->has(p)) return false;
-          const float* rows = state->gradients->rows(p, 0, p.rows, out, cpu);
-          if (rows != out) std::memcpy(out, rows, static_cast<size_t>(count) * 4);
+          Device& device = state->model.device();
+          const Buffer scratch(device.ledger(), MemoryKind::kScratch, state->gradients->is_f32() ? 0 : count * 4);
+          const auto engine = make_engine(device, cpu);
+          device.copy_out(out, state->gradients->rows(p, 0, p.rows, scratch.as<float>(), *engine), count * 4);
           return true;
         },
         [held](Napi::Env env, bool& has) -> Napi::Value { return has ? Napi::Value(held->Value()) : env.Null(); });

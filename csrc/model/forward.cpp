@@ -1,68 +1,62 @@
 #include "model/forward.h"
 
-#include <cstring>
-
 #include "model/forward_plan.h"
-#include "ops/embedding.h"
-#include "ops/linear.h"
-#include "ops/rms_norm.h"
 
 namespace qn {
 
 namespace {
 
-void keep_hidden(ForwardOutput& out, Model& model, const float* x, int64_t N) {
-  const int64_t bytes = N * model.config().H * 4;
-  out.hidden.emplace_back(model.device().ledger(), MemoryKind::kActivations, bytes);
-  std::memcpy(out.hidden.back().data(), x, static_cast<size_t>(bytes));
+void keep_hidden(ForwardOutput& out, const LayerPass& pass, const Activation* x) {
+  const int64_t count = pass.N() * pass.model.config().H;
+  out.hidden.emplace_back(pass.engine.device().ledger(), MemoryKind::kActivations, count * 4);
+  pass.engine.widen(out.hidden.back().as<float>(), x, count);
 }
 
 // Final norm of the rows that are wanted, then the head.
-void finish(ForwardOutput& out, Model& model, const ForwardArgs& args, const ForwardScratch& s, const LayerPass& pass) {
-  const ModelConfig& c = model.config();
+void finish(ForwardOutput& out, const ForwardArgs& args, const ForwardScratch& s, const LayerPass& pass) {
+  const ModelConfig& c = pass.model.config();
+  Engine& engine = pass.engine;
+  const Parameter& norm = pass.model.final_norm();
   const int64_t N = pass.N();
   const bool all = args.logits == LogitsWanted::kAll;
-  std::vector<float> decoded(static_cast<size_t>(c.H));
-  const float* w = vector_values(model.final_norm(), decoded.data());
-  float* normed = s.a.x_norm;
+  Activation* normed = s.a.x_norm;
   if (all || args.hidden_states) {
-    rms_norm_cpu(normed, nullptr, s.x, w, N, c.H, c.eps, pass.cpu);
-    if (args.hidden_states) keep_hidden(out, model, normed, N);
+    engine.rms_norm(normed, nullptr, s.x, norm, N, c.eps);
+    if (args.hidden_states) keep_hidden(out, pass, normed);
   }
   if (args.logits == LogitsWanted::kNone) return;
   if (!all) {
     for (int64_t b = 0; b < args.B; ++b) {
-      rms_norm_cpu(normed + b * c.H, nullptr, s.x + ((b + 1) * args.T - 1) * c.H, w, 1, c.H, c.eps, pass.cpu);
+      const Activation* last = engine.at(s.x, ((b + 1) * args.T - 1) * c.H);
+      engine.rms_norm(engine.at(normed, b * c.H), nullptr, last, norm, 1, c.eps);
     }
   }
   out.rows = all ? N : args.B;
-  out.logits = Buffer(model.device().ledger(), MemoryKind::kActivations, out.rows * c.V * 4);
-  const auto multiply = args.reference ? [](float* y, const float* x, const WeightView& w, int64_t T,
-                                            const Cpu& cpu) { linear_reference_cpu(y, x, w, T, cpu); }
-                                       : [](float* y, const float* x, const WeightView& w, int64_t T, const Cpu& cpu) {
-                                           linear_cpu(y, x, w, T, false, cpu);
-                                         };
-  multiply(out.logits.as<float>(), normed, model.head().view(), out.rows, pass.cpu);
+  out.logits = Buffer(engine.device().ledger(), MemoryKind::kActivations, out.rows * c.V * 4);
+  engine.logits(out.logits.as<float>(), normed, pass.model.head().view(), out.rows, args.reference);
 }
 
 ForwardOutput run(Model& model, KvCache* cache, const ForwardArgs& args, const Cpu& cpu) {
   const ModelConfig& c = model.config();
   const int64_t N = args.B * args.T;
+  const auto engine = make_engine(model.device(), cpu);
   ArenaPlan plan;
-  take_forward_scratch(plan, c, N);
+  take_forward_scratch(plan, c, N, engine->activation_bytes());
   Arena arena(model.device().ledger(), MemoryKind::kActivations, plan.bytes());
-  const ForwardScratch s = take_forward_scratch(arena, c, N);
-  const LayerPass pass{model, cpu, args.B, args.T, args.mask, s.cosines, s.sines, cache, args.reference};
+  const ForwardScratch s = take_forward_scratch(arena, c, N, engine->activation_bytes());
+  const int32_t* ids = engine->upload(s.ids, args.ids, N);
+  const uint8_t* mask = engine->upload(s.mask, args.mask, N);
+  const LayerPass pass{model, *engine, args.B, args.T, mask, s.cosines, s.sines, cache, args.reference};
 
   ForwardOutput out;
-  fill_rope_tables(s.cosines, s.sines, c, args.B, args.T, cache ? cache->seq_len() : 0, cpu);
-  embedding_cpu(s.x, model.embedding().view(), args.ids, N, cpu);
+  engine->rope_tables(s.cosines, s.sines, args.B, args.T, cache ? cache->seq_len() : 0, c.D, c.rope_base);
+  engine->embedding(s.x, model.embedding(), ids, N);
   for (int64_t layer = 0; layer < c.L; ++layer) {
     cpu.check_cancelled();
-    if (args.hidden_states) keep_hidden(out, model, s.x, N);
+    if (args.hidden_states) keep_hidden(out, pass, s.x);
     layer_forward(pass, layer, s.x, s.a, s.x);
   }
-  finish(out, model, args, s, pass);
+  finish(out, args, s, pass);
   return out;
 }
 

@@ -8,26 +8,38 @@
 namespace qn {
 
 struct ForwardScratch {
-  float *x, *cosines, *sines;
+  Activation* x;
+  int32_t* ids;
+  uint8_t* mask;
+  float *cosines, *sines;
   LayerActivations a;
 };
 
+// `count` activations of `bytes` each.
+template <typename AnyArena>
+Activation* take_activations(AnyArena& arena, int64_t count, int64_t bytes) {
+  return reinterpret_cast<Activation*>(arena.template take<char>(count * bytes));
+}
+
 // Nothing is kept between layers, so the residual stream and every norm are in place.
 template <typename AnyArena>
-ForwardScratch take_forward_scratch(AnyArena& arena, const ModelConfig& c, int64_t N) {
+ForwardScratch take_forward_scratch(AnyArena& arena, const ModelConfig& c, int64_t N, int64_t bytes) {
+  const auto take = [&](int64_t count) { return take_activations(arena, count, bytes); };
   ForwardScratch s{};
-  s.x = arena.template take<float>(N * c.H);
+  s.x = take(N * c.H);
+  s.ids = arena.template take<int32_t>(N);
+  s.mask = arena.template take<uint8_t>(N);
   s.cosines = arena.template take<float>(N * (c.D / 2));
   s.sines = arena.template take<float>(N * (c.D / 2));
   LayerActivations& a = s.a;
-  a.x_norm = a.mid_norm = arena.template take<float>(N * c.H);
-  a.q_raw = a.q = arena.template take<float>(N * c.Q * c.D);
-  a.k_raw = a.k = arena.template take<float>(N * c.KV * c.D);
-  a.v = arena.template take<float>(N * c.KV * c.D);
-  a.att = arena.template take<float>(N * c.Q * c.D);
+  a.x_norm = a.mid_norm = take(N * c.H);
+  a.q_raw = a.q = take(N * c.Q * c.D);
+  a.k_raw = a.k = take(N * c.KV * c.D);
+  a.v = take(N * c.KV * c.D);
+  a.att = take(N * c.Q * c.D);
   a.x_mid = s.x;
-  a.gate = a.act = arena.template take<float>(N * c.F);
-  a.up = arena.template take<float>(N * c.F);
+  a.gate = a.act = take(N * c.F);
+  a.up = take(N * c.F);
   return s;
 }
 

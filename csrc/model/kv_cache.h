@@ -21,6 +21,7 @@ class KvCache {
   int64_t seq_len() const { return seq_len_; }
   int64_t max_tokens() const { return max_tokens_; }
   DType dtype() const { return dtype_; }
+  const ModelConfig& config() const { return config_; }
   int64_t bytes() const;  // of the pages this cache refers to (shared ones count in full)
 
   // Room for `tokens` more, or Error(kCacheFull) with both numbers and nothing changed. Makes the pages it will write

@@ -3,36 +3,37 @@
 //           → norm → gate, up → swiglu → down → + x_mid → x_out[N, H]          N = B · T
 #pragma once
 
-#include "model/kv_cache.h"
+#include "model/engine.h"
 #include "model/model.h"
 
 namespace qn {
 
-// Activations of one layer, f32. Buffers may be shared between layers, or alias where noted, when nothing is kept.
+// Activations of one layer; norms and log-sum-exps are f32. Buffers may be shared between layers, or alias where noted,
+// when nothing is kept.
 struct LayerActivations {
-  float* x_norm;       // [N, H]
-  float* x_inv_rms;    // [N]
-  float* q_raw;        // [N, Q·D] before the norm; may alias q
-  float* k_raw;        // [N, KV·D]; may alias k
-  float* v;            // [N, KV·D]
-  float* q;            // [N, Q·D] after norm and rope
-  float* k;            // [N, KV·D]
-  float* q_inv_rms;    // [N, Q]
-  float* k_inv_rms;    // [N, KV]
-  float* att;          // [N, Q·D]
-  float* lse;          // [N, Q]; null when not kept
-  float* x_mid;        // [N, H]; may alias x
-  float* mid_norm;     // [N, H]; may alias x_norm
-  float* mid_inv_rms;  // [N]
-  float* gate;         // [N, F]
-  float* up;           // [N, F]
-  float* act;          // [N, F]; may alias gate
+  Activation* x_norm;    // [N, H]
+  float* x_inv_rms;      // [N]
+  Activation* q_raw;     // [N, Q·D] before the norm; may alias q
+  Activation* k_raw;     // [N, KV·D]; may alias k
+  Activation* v;         // [N, KV·D]
+  Activation* q;         // [N, Q·D] after norm and rope
+  Activation* k;         // [N, KV·D]
+  float* q_inv_rms;      // [N, Q]
+  float* k_inv_rms;      // [N, KV]
+  Activation* att;       // [N, Q·D]
+  float* lse;            // [N, Q]; null when not kept
+  Activation* x_mid;     // [N, H]; may alias x
+  Activation* mid_norm;  // [N, H]; may alias x_norm
+  float* mid_inv_rms;    // [N]
+  Activation* gate;      // [N, F]
+  Activation* up;        // [N, F]
+  Activation* act;       // [N, F]; may alias gate
 };
 
 // What every layer of one pass shares.
 struct LayerPass {
   Model& model;
-  const Cpu& cpu;
+  Engine& engine;
   int64_t B, T;
   const uint8_t* mask;   // u8[B, T] or null
   const float* cosines;  // [N, D/2]
@@ -43,23 +44,16 @@ struct LayerPass {
   int64_t N() const { return B * T; }
 };
 
-// Cosines and sines for B sequences at positions offset .. offset + T − 1.
-void fill_rope_tables(float* cosines, float* sines, const ModelConfig& config, int64_t B, int64_t T, int64_t offset,
-                      const Cpu& cpu);
-
-// The values of a norm vector as f32: its own memory, or decoded into scratch f32[cols].
-const float* vector_values(const Parameter& parameter, float* scratch);
-
 // x → x_norm.
-void layer_norm_input(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a);
+void layer_norm_input(const LayerPass& pass, LayerParameters& p, const Activation* x, const LayerActivations& a);
 // x → x_norm, q_raw, k_raw, v.
-void layer_project(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a);
+void layer_project(const LayerPass& pass, LayerParameters& p, const Activation* x, const LayerActivations& a);
 // q_raw, k_raw → q, k (norm, rope).
 void layer_rotate(const LayerPass& pass, LayerParameters& p, const LayerActivations& a);
 // q, k, v → att (writes the cache first when there is one).
 void layer_attend(const LayerPass& pass, int64_t layer, const LayerActivations& a);
 // x, att → x_mid.
-void layer_attention_output(const LayerPass& pass, LayerParameters& p, const float* x, const LayerActivations& a);
+void layer_attention_output(const LayerPass& pass, LayerParameters& p, const Activation* x, const LayerActivations& a);
 // x_mid → mid_norm.
 void layer_norm_mid(const LayerPass& pass, LayerParameters& p, const LayerActivations& a);
 // mid_norm → gate, up.
@@ -67,11 +61,12 @@ void layer_gate_up(const LayerPass& pass, LayerParameters& p, const LayerActivat
 // gate, up → act.
 void layer_activate(const LayerPass& pass, const LayerActivations& a);
 // x_mid, act → x_out (may alias x_mid).
-void layer_output(const LayerPass& pass, LayerParameters& p, const LayerActivations& a, float* x_out);
+void layer_output(const LayerPass& pass, LayerParameters& p, const LayerActivations& a, Activation* x_out);
 
 // x → act: everything but layer_output, which is what a backward pass has to make again.
-void layer_inside(const LayerPass& pass, int64_t layer, const float* x, const LayerActivations& a);
+void layer_inside(const LayerPass& pass, int64_t layer, const Activation* x, const LayerActivations& a);
 // x → x_out: the whole layer.
-void layer_forward(const LayerPass& pass, int64_t layer, const float* x, const LayerActivations& a, float* x_out);
+void layer_forward(const LayerPass& pass, int64_t layer, const Activation* x, const LayerActivations& a,
+                   Activation* x_out);
 
 }  // namespace qn

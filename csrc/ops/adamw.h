@@ -81,6 +81,7 @@ struct AdamwArgs {
   float rate = 0, keep = 1;
   uint64_t seed = 0;
   uint32_t parameter = 0, step = 1;  // step counts from 1
+  const uint32_t* stop = nullptr;    // CUDA only: where this is not 0 when the update runs, nothing happens
 };
 
 // What one row did; sum rows in order for totals that do not depend on chunks.

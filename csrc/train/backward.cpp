@@ -1,42 +1,31 @@
 // The backward pass, layer by layer from the last. A weight reaches the sink after its value was last used, so a sink
 // may change it at once (fused update).
 #include <algorithm>
-#include <cmath>
+#include <vector>
 
-#include "ops/attention.h"
-#include "ops/cross_entropy.h"
-#include "ops/embedding.h"
-#include "ops/linear.h"
-#include "ops/rms_norm.h"
-#include "ops/rope.h"
-#include "ops/swiglu.h"
 #include "train/tape_state.h"
 
 namespace qn {
 
 namespace {
 
-void check_finite(const float* values, int64_t count, const char* what) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (!std::isfinite(values[i])) {
-      fail(Code::kNonFiniteGradient, "the gradient of %s is %f at element %lld: nothing was updated", what,
-           static_cast<double>(values[i]), (long long)i);
-    }
-  }
+void check_finite(bool finite, const char* what) {
+  if (!finite) fail(Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated", what);
 }
 
 class Backward {
  public:
-  Backward(Tape& tape, const float* dlogits, GradientSink& sink, const Cpu& cpu)
+  Backward(Tape& tape, const float* dlogits, GradientSink& sink, Engine& engine)
       : tape_(tape),
         model_(tape.model),
         c_(tape.model.config()),
-        pass_(tape.pass(cpu)),
-        dlogits_(dlogits),
+        pass_(tape.pass(engine)),
         sink_(sink),
-        cpu_(cpu),
+        engine_(engine),
         arena_(tape.model.device().ledger(), MemoryKind::kActivations, plan_bytes()),
-        g_(take_backward(arena_, c_, tape.N())) {}
+        g_(take_backward(arena_, c_, tape.N(), engine.activation_bytes())) {
+    if (dlogits) adopt(dlogits);
+  }
 
   void run(float scale) {
     weigh_tokens(scale);
@@ -50,89 +39,108 @@ class Backward {
 
   int64_t plan_bytes() const {
     ArenaPlan plan;
-    take_backward(plan, c_, tape_.N());
+    take_backward(plan, c_, tape_.N(), tape_.activation_bytes);
     return plan.bytes();
   }
 
-  void weigh_tokens(float scale) {
-    if (dlogits_) return check_finite(dlogits_, N() * c_.V, "the loss with respect to the logits");
-    check_finite(tape_.buffers.lse, N(), "the loss (log-sum-exp of the logits)");
-    const float weight = tape_.target_count ? scale / static_cast<float>(tape_.target_count) : 0.0f;
-    std::fill_n(tape_.buffers.weight, N(), weight);
+  // The caller's gradient f32[N, V] as activations on the device.
+  void adopt(const float* dlogits) {
+    MemoryLedger& ledger = model_.device().ledger();
+    const int64_t count = N() * c_.V;
+    dlogits_ = Buffer(ledger, MemoryKind::kScratch, count * engine_.activation_bytes());
+    const Buffer wide(ledger, MemoryKind::kScratch, count * 4);
+    engine_.device().copy_in(wide.data(), dlogits, count * 4);
+    check_finite(engine_.all_finite(wide.as<float>(), count), "the loss with respect to the logits");
+    engine_.narrow(dlogits_.as<Activation>(), wide.as<float>(), count);
   }
 
-  // dlogits of head rows [begin, begin + count) as f32[N, count]: made again from the loss, or a view of the caller's.
+  void weigh_tokens(float scale) {
+    if (dlogits_) return;
+    check_finite(engine_.all_finite(tape_.buffers.lse, N()), "the loss (log-sum-exp of the logits)");
+    const float weight = tape_.target_count ? scale / static_cast<float>(tape_.target_count) : 0.0f;
+    engine_.fill(tape_.buffers.weight, weight, N());
+  }
+
+  // dlogits of head rows [begin, begin + count): made again from the loss, or columns of the caller's.
   struct LogitsGradient {
-    const float* data;
-    int64_t stride;
+    const Activation* data;
+    int64_t cols, begin;
   };
   LogitsGradient logits_gradient(int64_t begin, int64_t count) {
-    if (dlogits_) return {dlogits_, c_.V};
-    if (!chunk_) chunk_ = Buffer(model_.device().ledger(), MemoryKind::kScratch, N() * head_chunk_rows(N(), c_.V) * 4);
-    float* logits = chunk_.as<float>();
+    if (dlogits_) return {dlogits_.as<Activation>(), c_.V, begin};
+    if (!chunk_) {
+      chunk_ =
+          Buffer(model_.device().ledger(), MemoryKind::kScratch, N() * tape_.head_chunk() * engine_.activation_bytes());
+    }
+    auto* logits = chunk_.as<Activation>();
     const TapeBuffers& b = tape_.buffers;
-    linear_cpu(logits, b.final_norm, model_.head().view().slice_rows(begin, count), N(), false, cpu_);
-    cross_entropy_gradient_cpu(logits, b.lse, tape_.targets.data(), b.weight, N(), count, begin, cpu_);
-    return {logits, count};
+    engine_.linear(logits, b.final_norm, model_.head().view().slice_rows(begin, count), N(), false);
+    engine_.cross_entropy_gradient(logits, b.lse, tape_.device_targets, b.weight, N(), count, begin);
+    return {logits, count, 0};
   }
 
-  void head_weight_rows(int64_t row_begin, int64_t row_count, float* dw, bool accumulate) {
-    const int64_t chunk = head_chunk_rows(N(), c_.V);
+  void head_weight_rows(int64_t row_begin, int64_t row_count, GradientRows dw, bool accumulate) {
+    const int64_t chunk = tape_.head_chunk(), row_bytes = c_.H * dw.element_bytes();
     for (int64_t begin = row_begin; begin < row_begin + row_count; begin += chunk) {
       const int64_t count = std::min(chunk, row_begin + row_count - begin);
       const LogitsGradient g = logits_gradient(begin, count);
-      linear_backward_weight_cpu({dw + (begin - row_begin) * c_.H, g.data, tape_.buffers.final_norm, N(), g.stride,
-                                  c_.H, dlogits_ ? begin : 0, count, accumulate},
-                                 cpu_);
+      const GradientRows rows{static_cast<char*>(dw.data) + (begin - row_begin) * row_bytes, dw.bf16};
+      engine_.linear_backward_weight(
+          {rows, g.data, tape_.buffers.final_norm, N(), c_.H, g.cols, g.begin, count, accumulate});
     }
   }
 
   // dx = gradient at the output of the last layer.
   void head() {
-    const int64_t chunk = head_chunk_rows(N(), c_.V);
+    const int64_t chunk = tape_.head_chunk();
     const WeightView w = model_.head().view();
     if (dlogits_) {
-      linear_backward_input_cpu(g_.dnorm, dlogits_, w, N(), false, cpu_);
+      engine_.linear_backward_input(g_.dnorm, dlogits_.as<Activation>(), w, N(), false);
     } else {
       for (int64_t begin = 0; begin < c_.V; begin += chunk) {
-        cpu_.check_cancelled();
+        engine_.cpu().check_cancelled();
         const int64_t count = std::min(chunk, c_.V - begin);
         const LogitsGradient g = logits_gradient(begin, count);
-        linear_backward_input_cpu(g_.dnorm, g.data, w.slice_rows(begin, count), N(), begin > 0, cpu_);
+        engine_.linear_backward_input(g_.dnorm, g.data, w.slice_rows(begin, count), N(), begin > 0);
       }
     }
-    check_finite(g_.dnorm, N() * c_.H, "the final hidden states");
+    check_finite(engine_.all_finite(g_.dnorm, N() * c_.H), "the final hidden states");
     if (!c_.tied && model_.head().trainable) {
-      sink_.matrix(model_.head(), [this](int64_t row, int64_t count, float* dw, bool accumulate) {
+      sink_.matrix(model_.head(), [this](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
         head_weight_rows(row, count, dw, accumulate);
       });
     }
-    std::fill_n(g_.dx, N() * c_.H, 0.0f);
-    norm_backward(model_.final_norm(), g_.dx, g_.dnorm, tape_.buffers.x.back(), tape_.buffers.final_inv_rms, N());
+    engine_.device().zero(g_.dx, N() * c_.H * engine_.activation_bytes());
+    norm_backward(model_.final_norm(), g_.dx, g_.dnorm, tape_.buffers.x.back(), tape_.buffers.final_inv_rms);
+  }
+
+  // A place for a norm's gradient, zeroed, or null when it is not trained.
+  float* vector_gradient(const Parameter& w) {
+    if (!w.trainable) return nullptr;
+    engine_.device().zero(g_.vector, w.cols * 4);
+    return g_.vector;
   }
 
   // dx += gradient through a norm; its weight's gradient goes to the sink.
-  void norm_backward(Parameter& w, float* dx, const float* dy, const float* x, const float* inv_rms, int64_t rows) {
-    std::vector<float> decoded(static_cast<size_t>(w.cols));
-    float* dw = w.trainable ? g_.vector : nullptr;
-    std::fill_n(g_.vector, w.cols, 0.0f);
-    rms_norm_backward_cpu({dx, dw, dy, x, vector_values(w, decoded.data()), inv_rms, rows, w.cols}, cpu_);
+  void norm_backward(Parameter& w, Activation* dx, const Activation* dy, const Activation* x, const float* inv_rms) {
+    float* dw = vector_gradient(w);
+    engine_.rms_norm_backward(dx, dw, dy, x, w, inv_rms, N());
     if (dw) sink_.vector(w, dw);
   }
 
   // dw = dyᵀ · x into the sink.
-  void weight(Parameter& w, const float* dy, const float* x) {
+  void weight(Parameter& w, const Activation* dy, const Activation* x) {
     if (!w.trainable) return;
-    sink_.matrix(w, [&](int64_t row, int64_t count, float* dw, bool accumulate) {
-      linear_backward_weight_cpu({dw, dy, x, N(), w.rows, w.cols, row, count, accumulate}, cpu_);
+    sink_.matrix(w, [&](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
+      engine_.linear_backward_weight({dw, dy, x, N(), w.cols, w.rows, row, count, accumulate});
     });
   }
 
-  void input(float* dx, const float* dy, const Parameter& w, bool accumulate) {
-    linear_backward_input_cpu(dx, dy, w.view(), N(), accumulate, cpu_);
+  void input(Activation* dx, const Activation* dy, const Parameter& w, bool accumulate) {
+    engine_.linear_backward_input(dx, dy, w.view(), N(), accumulate);
   }
 
-  void recompute(int64_t i, const float* x, const LayerActivations& a) {
+  void recompute(int64_t i, const Activation* x, const LayerActivations& a) {
     LayerParameters& p = model_.layer(i);
     const KeptParts kept = kept_parts(tape_.recompute);
     if (!kept.products) {
@@ -146,7 +154,7 @@ class Backward {
   }
 
   void layer(int64_t i) {
-    const float* x = tape_.buffers.x[static_cast<size_t>(i)];
+    const Activation* x = tape_.buffers.x[static_cast<size_t>(i)];
     const LayerActivations& a = tape_.buffers.layers[static_cast<size_t>(i)];
     recompute(i, x, a);
     mlp(model_.layer(i), a);
@@ -157,20 +165,20 @@ class Backward {
   void mlp(LayerParameters& p, const LayerActivations& a) {
     input(g_.dact, g_.dx, *p.down_proj, false);
     weight(*p.down_proj, g_.dx, a.act);
-    swiglu_backward_cpu(a.gate, a.up, g_.dact, a.gate, a.up, N() * c_.F, cpu_);  // gate, up now hold dgate, dup
+    engine_.swiglu_backward(a.gate, a.up, g_.dact, a.gate, a.up, N() * c_.F);  // gate, up now hold dgate, dup
     input(g_.dnorm, a.gate, *p.gate_proj, false);
     input(g_.dnorm, a.up, *p.up_proj, true);
     weight(*p.gate_proj, a.gate, a.mid_norm);
     weight(*p.up_proj, a.up, a.mid_norm);
-    norm_backward(*p.post_norm, g_.dx, g_.dnorm, a.x_mid, a.mid_inv_rms, N());
+    norm_backward(*p.post_norm, g_.dx, g_.dnorm, a.x_mid, a.mid_inv_rms);
   }
 
   // x_mid = x + o(attention(q, k, v)): dx becomes the gradient of x.
-  void attention(LayerParameters& p, const float* x, const LayerActivations& a) {
+  void attention(LayerParameters& p, const Activation* x, const LayerActivations& a) {
     input(g_.datt, g_.dx, *p.o_proj, false);
     weight(*p.o_proj, g_.dx, a.att);
-    const AttentionShape shape{tape_.B, tape_.T, c_.Q, c_.KV, c_.D};
-    attention_backward_cpu({g_.dq, g_.dk, g_.dv, g_.datt, a.att, a.lse, a.q, a.k, a.v, pass_.mask, shape}, cpu_);
+    engine_.attention_backward(
+        {g_.dq, g_.dk, g_.dv, g_.datt, a.att, a.lse, a.q, a.k, a.v, pass_.mask, {tape_.B, tape_.T, c_.Q, c_.KV, c_.D}});
     head_norm_backward(*p.q_norm, g_.dq, a.q_raw, a.q_inv_rms, g_.datt, c_.Q);
     head_norm_backward(*p.k_norm, g_.dk, a.k_raw, a.k_inv_rms, g_.datt, c_.KV);
     input(g_.dnorm, g_.dq, *p.q_proj, false);
@@ -179,29 +187,29 @@ class Backward {
     weight(*p.q_proj, g_.dq, a.x_norm);
     weight(*p.k_proj, g_.dk, a.x_norm);
     weight(*p.v_proj, g_.dv, a.x_norm);
-    norm_backward(*p.input_norm, g_.dx, g_.dnorm, x, a.x_inv_rms, N());
+    norm_backward(*p.input_norm, g_.dx, g_.dnorm, x, a.x_inv_rms);
   }
 
-  // d (after norm and rope) becomes the gradient of raw; `spare` f32[N, heads·D] holds the un-rotated gradient.
-  void head_norm_backward(Parameter& w, float* d, const float* raw, const float* inv_rms, float* spare, int64_t heads) {
-    const int64_t count = N() * heads * c_.D;
-    rope_cpu(d, pass_.cosines, pass_.sines, N(), heads, c_.D, true, cpu_);
-    std::copy_n(d, count, spare);
-    std::fill_n(d, count, 0.0f);
-    norm_backward(w, d, spare, raw, inv_rms, N() * heads);
+  // d (after norm and rope) becomes the gradient of raw; `spare` [N, heads·D] is scratch.
+  void head_norm_backward(Parameter& w, Activation* d, const Activation* raw, const float* inv_rms, Activation* spare,
+                          int64_t heads) {
+    float* dw = vector_gradient(w);
+    engine_.head_norm_rope_backward({d, spare, dw, raw, w, inv_rms, pass_.cosines, pass_.sines, N(), heads, c_.D});
+    if (dw) sink_.vector(w, dw);
   }
 
   // The embedding's gradient; when tied, the head's rows are added while they pass.
   void embedding() {
     Parameter& w = model_.embedding();
     if (!w.trainable) return;
-    sink_.matrix(w, [this](int64_t row, int64_t count, float* dw, bool accumulate) {
+    sink_.matrix(w, [this](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
+      if (dw.bf16) fail(Code::kInternal, "rows of the embedding's gradient are f32");
       if (c_.tied) {
         head_weight_rows(row, count, dw, accumulate);
       } else if (!accumulate) {
-        std::fill_n(dw, count * c_.H, 0.0f);
+        engine_.device().zero(dw.data, count * c_.H * 4);
       }
-      embedding_backward_cpu(dw, g_.dx, tape_.ids.data(), N(), c_.H, row, count, cpu_);
+      engine_.embedding_backward(static_cast<float*>(dw.data), g_.dx, tape_.device_ids, N(), c_.H, row, count);
     });
   }
 
@@ -209,10 +217,9 @@ class Backward {
   Model& model_;
   const ModelConfig& c_;
   const LayerPass pass_;
-  const float* dlogits_;
   GradientSink& sink_;
-  const Cpu& cpu_;
-  Buffer chunk_;
+  Engine& engine_;
+  Buffer dlogits_, chunk_;  // [N, V], [N, head_chunk()]
   Arena arena_;
   BackwardBuffers g_;
 };
@@ -226,7 +233,8 @@ void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink,
   }
   if (!dlogits && tape.targets.empty()) fail(Code::kInternal, "backward without labels or a logits gradient");
   tape.consumed = true;  // gate and up are overwritten below, so a second pass would be wrong
-  Backward(tape, dlogits, sink, cpu).run(scale);
+  const auto engine = make_engine(tape.model.device(), cpu);
+  Backward(tape, dlogits, sink, *engine).run(scale);
 }
 
 }  // namespace qn

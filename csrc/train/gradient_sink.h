@@ -3,20 +3,20 @@
 
 #include <functional>
 
-#include "model/parameter.h"
+#include "model/engine.h"
 
 namespace qn {
 
 class GradientSink {
  public:
-  // Adds rows [row_begin, row_begin + row_count) of the gradient to dw f32[row_count, cols] (accumulate) or overwrites
-  // it.
-  using Produce = std::function<void(int64_t row_begin, int64_t row_count, float* dw, bool accumulate)>;
+  // Adds rows [row_begin, row_begin + row_count) of the gradient to dw[row_count, cols] (accumulate) or overwrites it.
+  using Produce = std::function<void(int64_t row_begin, int64_t row_count, GradientRows dw, bool accumulate)>;
 
   virtual ~GradientSink() = default;
-  // Called once per matrix and backward pass, after every use of its value in that pass.
+  // Called once per matrix and backward pass, after every use of its value in that pass. Rows of the embedding are
+  // asked for in f32, others in any form the device has.
   virtual void matrix(Parameter& parameter, const Produce& produce) = 0;
-  virtual void vector(Parameter& parameter, const float* dw) = 0;
+  virtual void vector(Parameter& parameter, const float* dw) = 0;  // dw f32[cols] on the device
 };
 
 }  // namespace qn

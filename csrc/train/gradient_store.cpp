@@ -67,19 +67,20 @@ void GradientStore::matrix(Parameter& parameter, const Produce& produce) {
   if (!parameter.trainable) return;
   Entry& entry = open(parameter);
   if (entry.format == MomentFormat::kFp32) {
-    produce(0, parameter.rows, entry.values.as<float>(), entry.micro_batches > 0);
+    produce(0, parameter.rows, {entry.values.data(), false}, entry.micro_batches > 0);
     ++entry.micro_batches;
     return;
   }
-  const Cpu cpu = model_.device().cpu();
+  Device& device = model_.device();
+  const auto engine = make_engine(device, device.cpu());
   const int64_t chunk = std::min(options_.step_chunk_rows, parameter.rows);
-  const Buffer sum(model_.device().ledger(), MemoryKind::kScratch, chunk * parameter.cols * 4);
+  const Buffer sum(device.ledger(), MemoryKind::kScratch, chunk * parameter.cols * 4);
   for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
     const int64_t count = std::min(chunk, parameter.rows - begin);
     const StoreRowsArgs args = store_args(parameter, entry, begin, count);
-    if (entry.micro_batches > 0) load_rows_cpu(sum.as<float>(), args, cpu);
-    produce(begin, count, sum.as<float>(), entry.micro_batches > 0);
-    store_rows_cpu(args, sum.as<float>(), cpu);
+    if (entry.micro_batches > 0) engine->load_rows(sum.as<float>(), args);
+    produce(begin, count, {sum.data(), false}, entry.micro_batches > 0);
+    engine->store_rows(args, sum.as<float>());
   }
   ++entry.micro_batches;
 }
@@ -87,8 +88,12 @@ void GradientStore::matrix(Parameter& parameter, const Produce& produce) {
 void GradientStore::vector(Parameter& parameter, const float* dw) {
   if (!parameter.trainable) return;
   Entry& entry = open(parameter);
-  float* sum = entry.values.as<float>();
-  for (int64_t i = 0; i < parameter.count(); ++i) sum[i] = entry.micro_batches > 0 ? sum[i] + dw[i] : dw[i];
+  Device& device = model_.device();
+  if (entry.micro_batches > 0) {
+    make_engine(device, device.cpu())->add(entry.values.as<float>(), dw, parameter.count());
+  } else {
+    device.copy(entry.values.data(), dw, parameter.count() * 4);
+  }
   ++entry.micro_batches;
 }
 
@@ -99,32 +104,44 @@ int32_t GradientStore::micro_batches() const {
 }
 
 const float* GradientStore::rows(const Parameter& parameter, int64_t row_begin, int64_t row_count, float* scratch,
-                                 const Cpu& cpu) const {
+                                 Engine& engine) const {
   const Entry& entry = this->entry(parameter);
   if (entry.micro_batches == 0) fail(Code::kInvalidArgument, "%s has no gradient", parameter.name.c_str());
   if (entry.format == MomentFormat::kFp32) return entry.values.as<float>() + row_begin * parameter.cols;
-  load_rows_cpu(scratch, store_args(parameter, entry, row_begin, row_count), cpu);
+  engine.load_rows(scratch, store_args(parameter, entry, row_begin, row_count));
   return scratch;
 }
 
-double GradientStore::norm(const Cpu& cpu) const {
-  double total = 0;
+double GradientStore::norm(Engine& engine) const {
+  MemoryLedger& ledger = model_.device().ledger();
+  int64_t widest = 0, most_rows = 0;
   for (const Parameter& parameter : model_.parameters()) {
     if (!has(parameter)) continue;
+    most_rows = std::max(most_rows, parameter.rows);
+    if (entry(parameter).format == MomentFormat::kFp32) continue;
+    widest = std::max(widest, std::min(options_.step_chunk_rows, parameter.rows) * parameter.cols);
+  }
+  const Buffer scratch(ledger, MemoryKind::kScratch, widest * 4), squares(ledger, MemoryKind::kScratch, most_rows * 8);
+  std::vector<UpdateTotals> totals(entries_.size());
+  const Buffer device_totals(ledger, MemoryKind::kScratch, static_cast<int64_t>(totals.size() * sizeof(UpdateTotals)),
+                             true);
+  for (const Parameter& parameter : model_.parameters()) {
+    if (!has(parameter)) continue;
+    engine.cpu().check_cancelled();
     const int64_t chunk = std::min(options_.step_chunk_rows, parameter.rows);
-    const bool direct = entry(parameter).format == MomentFormat::kFp32;
-    MemoryLedger& ledger = model_.device().ledger();
-    const Buffer scratch(ledger, MemoryKind::kScratch, direct ? 0 : chunk * parameter.cols * 4);
-    const Buffer squares(ledger, MemoryKind::kScratch, chunk * 8);
     for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
-      cpu.check_cancelled();
       const int64_t count = std::min(chunk, parameter.rows - begin);
-      const float* g = rows(parameter, begin, count, scratch.as<float>(), cpu);
-      row_squares_cpu(squares.as<double>(), g, count, parameter.cols, cpu);
-      for (int64_t row = 0; row < count; ++row) total += squares.as<double>()[row];
-      if (!std::isfinite(total)) {
-        fail(Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated", parameter.name.c_str());
-      }
+      const float* g = rows(parameter, begin, count, scratch.as<float>(), engine);
+      engine.row_squares(squares.as<double>() + begin, {const_cast<float*>(g), false}, count, parameter.cols);
+    }
+    engine.sum_rows(device_totals.as<UpdateTotals>() + parameter.id, nullptr, squares.as<double>(), parameter.rows);
+  }
+  engine.download(totals.data(), device_totals.as<UpdateTotals>(), static_cast<int64_t>(totals.size()));
+  double total = 0;
+  for (const Parameter& parameter : model_.parameters()) {
+    total += totals[parameter.id].gradient_squares;
+    if (!std::isfinite(total)) {
+      fail(Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated", parameter.name.c_str());
     }
   }
   return std::sqrt(total);

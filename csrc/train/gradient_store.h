@@ -35,11 +35,11 @@ class GradientStore : public GradientSink {
   bool is_f32() const { return options_.format == GradientFormat::kFp32; }
   // Sums added since zero(), of the parameter that has most.
   int32_t micro_batches() const;
-  // Rows as f32: a pointer into the store when it holds f32, else `scratch` f32[row_count, K] filled.
+  // Rows as f32 on the device: a pointer into the store when it holds f32, else `scratch` f32[row_count, K] filled.
   const float* rows(const Parameter& parameter, int64_t row_begin, int64_t row_count, float* scratch,
-                    const Cpu& cpu) const;
+                    Engine& engine) const;
   // √Σ g² over every gradient here. Error(kNonFiniteGradient) names the first tensor that has a NaN or infinity.
-  double norm(const Cpu& cpu) const;
+  double norm(Engine& engine) const;
   // Forgets the sums, keeps the memory. `optimizer_step` (steps taken so far) addresses the random bits of the next
   // sums, so that a resumed run draws what the uninterrupted one would have drawn.
   void zero(int64_t optimizer_step);

@@ -53,8 +53,10 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
     if (!spec.is_vector) widest = std::max(widest, std::min(args.optimizer.step_chunk_rows, spec.rows) * spec.cols * 4);
   }
 
-  const ActivationPlan activations = args.training ? plan_training(config, args.B, args.T, args.recompute)
-                                                   : plan_forward(config, args.B, args.T, LogitsWanted::kLast, false);
+  const int64_t bytes_each = activation_bytes(args.cuda);
+  const ActivationPlan activations = args.training
+                                         ? plan_training(config, args.B, args.T, args.recompute, bytes_each)
+                                         : plan_forward(config, args.B, args.T, LogitsWanted::kLast, false, bytes_each);
   of(bytes, MemoryKind::kActivations) = activations.activations;
   of(bytes, MemoryKind::kScratch) =
       activations.scratch + widest + (args.threads > 0 ? args.threads : available_cores()) * kWorkerScratchBytes;

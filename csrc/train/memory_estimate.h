@@ -11,6 +11,7 @@ namespace qn {
 
 struct MemoryPlanArgs {
   bool training = false;
+  bool cuda = false;  // activations as on CUDA, and no threads' scratch
   int64_t B = 1, T = 1;
   int threads = 1;  // 0: available_cores()
   Storage weights = Storage::kNvfp4;

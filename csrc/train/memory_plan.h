@@ -1,4 +1,5 @@
 // How many bytes a call will need, from shapes alone: the same templates that the runs take their memory from.
+// activation_bytes: of one element, see model/engine.h.
 #pragma once
 
 #include "model/forward.h"
@@ -12,9 +13,11 @@ struct ActivationPlan {
 };
 
 // forward() or forward_cached() of B·T tokens, results included.
-ActivationPlan plan_forward(const ModelConfig& config, int64_t B, int64_t T, LogitsWanted logits, bool hidden_states);
+ActivationPlan plan_forward(const ModelConfig& config, int64_t B, int64_t T, LogitsWanted logits, bool hidden_states,
+                            int64_t activation_bytes);
 
 // record_forward() + tape_cross_entropy() + backward(): the highest point, without gradients or optimizer.
-ActivationPlan plan_training(const ModelConfig& config, int64_t B, int64_t T, Recompute recompute);
+ActivationPlan plan_training(const ModelConfig& config, int64_t B, int64_t T, Recompute recompute,
+                             int64_t activation_bytes);
 
 }  // namespace qn

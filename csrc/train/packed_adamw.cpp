@@ -58,11 +58,13 @@ int64_t PackedAdamW::scratch_bytes(Model& model, const AdamwOptions& options) {
   int64_t gradient = 0, rows = 0;
   for (const Parameter& parameter : model.parameters()) {
     if (!parameter.trainable) continue;
-    const int64_t count = std::min(options.step_chunk_rows, parameter.rows);
-    rows = std::max(rows, count);
-    if (!parameter.is_vector) gradient = std::max(gradient, count * parameter.cols * 4);
+    rows = std::max(rows, parameter.rows);
+    if (!parameter.is_vector) {
+      gradient = std::max(gradient, std::min(options.step_chunk_rows, parameter.rows) * parameter.cols * 4);
+    }
   }
-  return gradient + rows * static_cast<int64_t>(sizeof(AdamwRow) + sizeof(double));
+  return gradient + rows * static_cast<int64_t>(sizeof(AdamwRow) + sizeof(double)) +
+         static_cast<int64_t>(model.parameters().size() * sizeof(UpdateTotals) + sizeof(uint32_t));
 }
 
 PackedAdamW::PackedAdamW(Model& model, const AdamwOptions& options, const Cpu& cpu)
@@ -121,38 +123,71 @@ void PackedAdamW::make_state(Parameter& parameter) {
   states_[parameter.id] = std::move(state);
 }
 
+namespace {
+
+// A buffer's bytes as the host may change them: its own, or a copy that is written back.
+class HostBytes {
+ public:
+  HostBytes(Device& device, const Buffer& buffer) : device_(device), buffer_(buffer) {
+    if (!device.cuda()) return;
+    copy_.resize(static_cast<size_t>(buffer.bytes()));
+    device.copy_out(copy_.data(), buffer.data(), buffer.bytes());
+  }
+  template <typename T>
+  T* as() {
+    return device_.cuda() ? reinterpret_cast<T*>(copy_.data()) : buffer_.as<T>();
+  }
+  void write_back() {
+    if (device_.cuda()) device_.copy_in(buffer_.data(), copy_.data(), buffer_.bytes());
+  }
+
+ private:
+  Device& device_;
+  const Buffer& buffer_;
+  std::vector<char> copy_;
+};
+
+}  // namespace
+
 // The decoded weight in units of its global scale: at most seven significant bits, exact in bf16 too.
 void PackedAdamW::initialize_master(const Parameter& parameter, State& state) {
   state.overwrites = parameter.overwrites;
   const bool wide = options_.weights == WeightMode::kFp32;
-  Cpu cpu = model_.device().cpu();
-  cpu.pool.run(parameter.rows, 64, [&](int64_t begin, int64_t end, int) {
+  Device& device = model_.device();
+  HostBytes codes(device, parameter.codes), scales(device, parameter.scales), master(device, state.master);
+  device.cpu().pool.run(parameter.rows, 64, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin * parameter.cols; i < end * parameter.cols; ++i) {
-      const uint32_t byte = parameter.codes.as<uint8_t>()[i / 2];
-      const float value =
-          e2m1_to_f32(i % 2 ? byte >> 4 : byte & 15u) * e4m3_to_f32(parameter.scales.as<uint8_t>()[i / 16]);
+      const uint32_t byte = codes.as<uint8_t>()[i / 2];
+      const float value = e2m1_to_f32(i % 2 ? byte >> 4 : byte & 15u) * e4m3_to_f32(scales.as<uint8_t>()[i / 16]);
       if (wide) {
-        state.master.as<float>()[i] = value;
+        master.as<float>()[i] = value;
       } else {
-        state.master.as<uint16_t>()[i] = f32_to_bf16(value);
+        master.as<uint16_t>()[i] = f32_to_bf16(value);
       }
     }
   });
+  master.write_back();
 }
 
 // --- A step ---------------------------------------------------------------------------------------------------------
 
+// Rows that exist at once: equal pieces, so that a few last rows are not a launch of their own.
+int64_t PackedAdamW::chunk_rows(const Parameter& parameter) const {
+  const int64_t pieces = (parameter.rows + options_.step_chunk_rows - 1) / options_.step_chunk_rows;
+  return (parameter.rows + pieces - 1) / pieces;
+}
+
 // Everything that can fail for want of memory happens here.
-void PackedAdamW::begin(double lr, double clip_scale, bool needs_gradient_rows, const Cpu& cpu) {
+void PackedAdamW::begin(double lr, double clip_scale, bool bf16_rows) {
   if (!std::isfinite(lr) || lr < 0) fail(Code::kInvalidArgument, "Expected 0 or more for lr but received %g", lr);
-  cpu.check_cancelled();
   make_missing_states();
   MemoryLedger& ledger = model_.device().ledger();
   int64_t rows = 1, gradient = 0;
   for (const Parameter& parameter : model_.parameters()) {
-    const int64_t count = std::min(options_.step_chunk_rows, parameter.rows);
-    rows = std::max(rows, count);
-    if (!parameter.is_vector) gradient = std::max(gradient, count * parameter.cols * 4);
+    if (!parameter.trainable) continue;
+    rows = std::max(rows, parameter.rows);
+    const int64_t element = bf16_rows && &parameter != &model_.embedding() ? 2 : 4;
+    if (!parameter.is_vector) gradient = std::max(gradient, chunk_rows(parameter) * parameter.cols * element);
   }
   const auto grow = [&](Buffer& buffer, int64_t bytes) {
     if (buffer.bytes() >= bytes) return;
@@ -161,15 +196,18 @@ void PackedAdamW::begin(double lr, double clip_scale, bool needs_gradient_rows, 
   };
   grow(row_results_, rows * static_cast<int64_t>(sizeof(AdamwRow)));
   grow(row_squares_, rows * 8);
-  if (needs_gradient_rows) grow(gradient_rows_, gradient);
+  grow(gradient_rows_, gradient);
+  grow(totals_, static_cast<int64_t>(states_.size() * sizeof(UpdateTotals)));
+  grow(stop_, sizeof(uint32_t));
+  model_.device().zero(totals_.data(), totals_.bytes());
+  model_.device().zero(stop_.data(), stop_.bytes());
   in_step_ = true;
   touched_ = false;
   lr_ = lr;
   stats_ = {};
   stats_.step = ++step_;
   stats_.clip_scale = clip_scale;
-  gradient_squares_ = update_squares_ = 0;
-  code_elements_ = changed_codes_ = 0;
+  code_elements_ = 0;
 }
 
 // Advances what belongs to the whole parameter: its own step count and, with two levels, the decayed global scale. The
@@ -211,64 +249,98 @@ AdamwArgs PackedAdamW::step_args(const Parameter& parameter, State& state) {
   return args;
 }
 
-// `gradient` gives rows that it has found to be finite, or throws before the first row of the parameter is touched.
-void PackedAdamW::update(Parameter& parameter,
-                         const std::function<const float*(int64_t row_begin, int64_t row_count)>& gradient,
-                         const Cpu& cpu) {
+// `checked`: the gradient is known to be finite, and its norm to be known already.
+void PackedAdamW::update(Parameter& parameter, const Rows& gradient, bool checked, Engine& engine) {
   State& state = states_[parameter.id];
   if (!parameter.trainable || !state.active) return;
   if (state.updated_step == step_) {
     fail(Code::kInvalidArgument, "%s received a second gradient within one step", parameter.name.c_str());
   }
-  const int64_t chunk = std::min(options_.step_chunk_rows, parameter.rows);
+  const int64_t chunk = chunk_rows(parameter);
   AdamwRow* results = row_results_.as<AdamwRow>();
+  double* squares = row_squares_.as<double>();
   AdamwArgs args;
-  int64_t saturated = 0;
   for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
     const int64_t count = std::min(chunk, parameter.rows - begin);
-    const float* g = gradient(begin, count);
+    const GradientRows g = gradient(begin, count);
+    if (!checked) {
+      engine.row_squares(squares + begin, g, count, parameter.cols);
+      engine.require_finite(squares + begin, count, parameter, stop_.as<uint32_t>());
+    }
     if (begin == 0) {
       if (state.master && state.overwrites != parameter.overwrites) initialize_master(parameter, state);
       args = step_args(parameter, state);
       state.updated_step = step_;
       touched_ = true;
     }
-    args.g = g;
+    args.g = g.bf16 ? nullptr : static_cast<const float*>(g.data);
+    args.g_bf16 = g.bf16 ? static_cast<const uint16_t*>(g.data) : nullptr;
     args.row_begin = begin;
     args.row_count = count;
-    adamw_cpu(results, args, cpu);
-    for (int64_t row = 0; row < count; ++row) {
-      update_squares_ += results[row].update_squares;
-      changed_codes_ += results[row].changed_codes;
-      saturated += results[row].saturated;
-    }
+    engine.adamw(results + begin, args);
   }
+  engine.sum_rows(totals_.as<UpdateTotals>() + parameter.id, results, checked ? nullptr : squares, parameter.rows);
   if (parameter.storage == Storage::kNvfp4) parameter.global_scale = static_cast<float>(state.global_scale);
   stats_.elements += parameter.count();
   if (parameter.storage == Storage::kNvfp4) code_elements_ += parameter.count();
-  if (saturated > 0 && parameter.storage == Storage::kNvfp4 && parameter.two_level) widen_range(parameter, state);
 }
 
 // Weights outgrew 448 · 6 · global: the global scale doubles and everything in its units becomes half.
 void PackedAdamW::widen_range(Parameter& parameter, State& state) {
+  Device& device = model_.device();
   state.global_scale *= 2;
   parameter.global_scale = static_cast<float>(state.global_scale);
-  adamw_halve_scales(parameter.scales.as<uint8_t>(), parameter.count() / 16);
-  if (parameter.residual_scales) adamw_halve_scales(parameter.residual_scales.as<uint8_t>(), parameter.count() / 16);
-  if (options_.weights == WeightMode::kFp32) {
-    float* master = state.master.as<float>();
-    for (int64_t i = 0; i < parameter.count(); ++i) master[i] *= 0.5f;
-  } else if (options_.weights == WeightMode::kBf16) {
-    uint16_t* master = state.master.as<uint16_t>();
-    for (int64_t i = 0; i < parameter.count(); ++i) master[i] = f32_to_bf16(bf16_to_f32(master[i]) * 0.5f);
+  for (const Buffer* buffer : {&parameter.scales, &parameter.residual_scales}) {
+    if (!*buffer) continue;
+    HostBytes scales(device, *buffer);
+    adamw_halve_scales(scales.as<uint8_t>(), parameter.count() / 16);
+    scales.write_back();
   }
+  if (!state.master) return;
+  HostBytes master(device, state.master);
+  for (int64_t i = 0; i < parameter.count(); ++i) {
+    if (options_.weights == WeightMode::kFp32) {
+      master.as<float>()[i] *= 0.5f;
+    } else {
+      master.as<uint16_t>()[i] = f32_to_bf16(bf16_to_f32(master.as<uint16_t>()[i]) * 0.5f);
+    }
+  }
+  master.write_back();
 }
 
-StepStats PackedAdamW::end() {
+// Reads what the updates so far did, and widens the ranges that they asked for: no weight is used before the next step.
+// Error(kNonFiniteGradient) when the device stopped the step.
+void PackedAdamW::settle(Engine& engine) {
+  std::vector<UpdateTotals> totals(states_.size());
+  uint32_t stop = 0;
+  engine.download(totals.data(), totals_.as<UpdateTotals>(), static_cast<int64_t>(totals.size()));
+  engine.download(&stop, stop_.as<uint32_t>(), 1);
+  double gradient_squares = 0, update_squares = 0;
+  int64_t changed_codes = 0;
+  for (Parameter& parameter : model_.parameters()) {
+    const UpdateTotals& t = totals[parameter.id];
+    gradient_squares += t.gradient_squares;
+    update_squares += t.update_squares;
+    changed_codes += t.changed_codes;
+    const bool widens = t.saturated > 0 && parameter.storage == Storage::kNvfp4 && parameter.two_level;
+    if (widens) widen_range(parameter, states_[parameter.id]);
+  }
+  if (stop > 0) {
+    fail(Code::kNonFiniteGradient, "the gradient of %s is not finite", model_.parameters()[stop - 1].name.c_str());
+  }
+  if (gradient_squares > 0) stats_.grad_norm = std::sqrt(gradient_squares);
+  stats_.update_rms = stats_.elements ? std::sqrt(update_squares / static_cast<double>(stats_.elements)) : 0;
+  stats_.flipped = code_elements_ ? static_cast<double>(changed_codes) / static_cast<double>(code_elements_) : 0;
+}
+
+void PackedAdamW::leave_step() {
   in_step_ = false;
   if (touched_) model_.mark_changed();
-  stats_.update_rms = stats_.elements ? std::sqrt(update_squares_ / static_cast<double>(stats_.elements)) : 0;
-  stats_.flipped = code_elements_ ? static_cast<double>(changed_codes_) / static_cast<double>(code_elements_) : 0;
+}
+
+StepStats PackedAdamW::end(Engine& engine) {
+  leave_step();
+  settle(engine);
   last_grad_norm_ = stats_.grad_norm;
   return stats_;
 }
@@ -284,72 +356,59 @@ double clip_scale_of(double norm, double max_norm) {
 
 StepStats PackedAdamW::step(const GradientStore& gradients, double lr, double max_grad_norm, const Cpu& cpu) {
   if (in_step_) fail(Code::kBusy, "a fused step is in progress");
-  const double norm = gradients.norm(cpu);
-  begin(lr, clip_scale_of(norm, max_grad_norm), !gradients.is_f32(), cpu);
+  Device& device = model_.device();
+  const double norm = gradients.norm(*make_engine(device, cpu));
+  cpu.check_cancelled();
+  begin(lr, clip_scale_of(norm, max_grad_norm), false);
+  const auto engine = make_engine(device, Cpu{cpu.pool, cpu.isa});  // from here on, not to be cancelled
   stats_.grad_norm = norm;
-  const Cpu uninterrupted{cpu.pool, cpu.isa};
   for (Parameter& parameter : model_.parameters()) {
     if (!gradients.has(parameter)) continue;
-    update(
-        parameter,
-        [&](int64_t row, int64_t count) {
-          return gradients.rows(parameter, row, count, gradient_rows_.as<float>(), uninterrupted);
-        },
-        uninterrupted);
+    const Rows rows = [&](int64_t row, int64_t count) {
+      const float* g = gradients.rows(parameter, row, count, gradient_rows_.as<float>(), *engine);
+      return GradientRows{const_cast<float*>(g), false};
+    };
+    update(parameter, rows, true, *engine);
   }
-  return end();
+  return end(*engine);
 }
 
 std::unique_ptr<PackedAdamW::FusedStep> PackedAdamW::begin_fused_step(double lr, double max_grad_norm, const Cpu& cpu) {
   if (in_step_) fail(Code::kBusy, "a fused step is already in progress");
-  begin(lr, last_grad_norm_ < 0 ? 1 : clip_scale_of(last_grad_norm_, max_grad_norm), true, cpu);
-  return std::unique_ptr<FusedStep>(new FusedStep(*this, cpu));
+  cpu.check_cancelled();
+  Device& device = model_.device();
+  begin(lr, last_grad_norm_ < 0 ? 1 : clip_scale_of(last_grad_norm_, max_grad_norm), device.cuda() != nullptr);
+  return std::unique_ptr<FusedStep>(new FusedStep(*this, make_engine(device, cpu)));
 }
 
 PackedAdamW::FusedStep::~FusedStep() {
   if (finished_) return;
-  optimizer_.in_step_ = false;
-  if (optimizer_.touched_) optimizer_.model_.mark_changed();
+  optimizer_.leave_step();
+  try {
+    optimizer_.settle(*engine_);
+  } catch (const Error&) {  // the error that brought us here is the one to report
+  }
 }
 
 void PackedAdamW::FusedStep::matrix(Parameter& parameter, const Produce& produce) {
   PackedAdamW& o = optimizer_;
-  o.update(
-      parameter,
-      [&](int64_t row, int64_t count) {
-        float* g = o.gradient_rows_.as<float>();
-        produce(row, count, g, false);
-        o.count_gradient(parameter, g, count, cpu_);
-        return g;
-      },
-      cpu_);
+  const bool bf16 = o.model_.device().cuda() && &parameter != &o.model_.embedding();
+  const Rows rows = [&](int64_t row, int64_t count) {
+    const GradientRows g{o.gradient_rows_.data(), bf16};
+    produce(row, count, g, false);
+    return g;
+  };
+  o.update(parameter, rows, false, *engine_);
 }
 
 void PackedAdamW::FusedStep::vector(Parameter& parameter, const float* dw) {
-  PackedAdamW& o = optimizer_;
-  o.update(
-      parameter,
-      [&](int64_t, int64_t) {
-        o.count_gradient(parameter, dw, 1, cpu_);
-        return dw;
-      },
-      cpu_);
-}
-
-// Adds rows to the norm; refuses rows that are not finite.
-void PackedAdamW::count_gradient(const Parameter& parameter, const float* g, int64_t row_count, const Cpu& cpu) {
-  double* squares = row_squares_.as<double>();
-  row_squares_cpu(squares, g, row_count, parameter.cols, cpu);
-  for (int64_t row = 0; row < row_count; ++row) gradient_squares_ += squares[row];
-  if (!std::isfinite(gradient_squares_)) {
-    fail(Code::kNonFiniteGradient, "the gradient of %s is not finite", parameter.name.c_str());
-  }
+  const Rows rows = [&](int64_t, int64_t) { return GradientRows{const_cast<float*>(dw), false}; };
+  optimizer_.update(parameter, rows, false, *engine_);
 }
 
 StepStats PackedAdamW::FusedStep::finish() {
   finished_ = true;
-  optimizer_.stats_.grad_norm = std::sqrt(optimizer_.gradient_squares_);
-  return optimizer_.end();
+  return optimizer_.end(*engine_);
 }
 
 }  // namespace qn

@@ -56,17 +56,19 @@ class PackedAdamW {
   class FusedStep : public GradientSink {
    public:
     ~FusedStep() override;
-    // Produces step_chunk_rows rows at a time and updates them at once. Error(kNonFiniteGradient) names the tensor
-    // before these rows are touched; tensors and rows before them have then been updated.
+    // Produces up to step_chunk_rows rows at a time and updates them at once. Rows that are not finite, and every row
+    // after them, stay untouched: Error(kNonFiniteGradient) names the tensor, here or on CUDA in finish(). Tensors and
+    // rows before them have then been updated.
     void matrix(Parameter& parameter, const Produce& produce) override;
     void vector(Parameter& parameter, const float* dw) override;
     StepStats finish();
 
    private:
     friend class PackedAdamW;
-    FusedStep(PackedAdamW& optimizer, const Cpu& cpu) : optimizer_(optimizer), cpu_(cpu) {}
+    FusedStep(PackedAdamW& optimizer, std::unique_ptr<Engine> engine)
+        : optimizer_(optimizer), engine_(std::move(engine)) {}
     PackedAdamW& optimizer_;
-    Cpu cpu_;
+    std::unique_ptr<Engine> engine_;
     bool finished_ = false;
   };
   // Clips by the norm of the PREVIOUS step's gradients (this step's is known only at its end); the first step is not
@@ -101,13 +103,16 @@ class PackedAdamW {
   void make_state(Parameter& parameter);
   void initialize_master(const Parameter& parameter, State& state);
   void make_missing_states();
-  void begin(double lr, double clip_scale, bool needs_gradient_rows, const Cpu& cpu);
-  void update(Parameter& parameter, const std::function<const float*(int64_t row_begin, int64_t row_count)>& gradient,
-              const Cpu& cpu);
+  void begin(double lr, double clip_scale, bool bf16_rows);
+  // Gives rows [row_begin, row_begin + row_count) of a gradient.
+  using Rows = std::function<GradientRows(int64_t row_begin, int64_t row_count)>;
+  void update(Parameter& parameter, const Rows& gradient, bool checked, Engine& engine);
   AdamwArgs step_args(const Parameter& parameter, State& state);
+  int64_t chunk_rows(const Parameter& parameter) const;
+  void leave_step();
+  void settle(Engine& engine);
   void widen_range(Parameter& parameter, State& state);
-  void count_gradient(const Parameter& parameter, const float* g, int64_t row_count, const Cpu& cpu);
-  StepStats end();
+  StepStats end(Engine& engine);
 
   struct Range {
     void* data;
@@ -127,9 +132,10 @@ class PackedAdamW {
   bool in_step_ = false, touched_ = false;
   double lr_ = 0;
   StepStats stats_;
-  double gradient_squares_ = 0, update_squares_ = 0;
-  int64_t code_elements_ = 0, changed_codes_ = 0;
-  Buffer gradient_rows_, row_results_, row_squares_;  // one chunk
+  int64_t code_elements_ = 0;
+  Buffer gradient_rows_;                       // one chunk
+  Buffer row_results_, row_squares_, totals_;  // of one parameter's rows; UpdateTotals by parameter id
+  Buffer stop_;                                // u32: see Engine::require_finite()
 };
 
 }  // namespace qn

@@ -3,19 +3,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ops/cross_entropy.h"
-#include "ops/embedding.h"
-#include "ops/linear.h"
-#include "ops/rms_norm.h"
 #include "train/tape_state.h"
 
 namespace qn {
 
 namespace {
 
-int64_t tape_bytes(const ModelConfig& config, int64_t N, Recompute recompute) {
+int64_t tape_bytes(const ModelConfig& config, int64_t N, Recompute recompute, int64_t activation_bytes) {
   ArenaPlan plan;
-  take_tape(plan, config, N, recompute);
+  take_tape(plan, config, N, recompute, activation_bytes);
   return plan.bytes();
 }
 
@@ -39,66 +35,81 @@ std::vector<int32_t> align_labels(const Tape& tape, const int32_t* labels, bool 
 
 }  // namespace
 
-Tape::Tape(Model& owner, const TapeArgs& args)
+Tape::Tape(Engine& engine, Model& owner, const TapeArgs& args)
     : model(owner),
       B(args.B),
       T(args.T),
       recompute(args.recompute),
+      activation_bytes(engine.activation_bytes()),
       ids(args.ids, args.ids + args.B * args.T),
       version(owner.version()),
       arena(owner.device().ledger(), MemoryKind::kActivations,
-            tape_bytes(owner.config(), args.B * args.T, args.recompute)) {
+            tape_bytes(owner.config(), args.B * args.T, args.recompute, activation_bytes)) {
   if (args.mask) mask.assign(args.mask, args.mask + N());
-  buffers = take_tape(arena, owner.config(), N(), recompute);
+  buffers = take_tape(arena, owner.config(), N(), recompute, activation_bytes);
+  device_ids = engine.upload(buffers.ids, ids.data(), N());
+  device_mask = engine.upload(buffers.mask, args.mask ? mask.data() : nullptr, N());
 }
 
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu) {
   check_token_ids(model.config(), args.ids, args.B, args.T);
   const ModelConfig& c = model.config();
-  auto tape = std::make_shared<Tape>(model, args);
+  const auto engine = make_engine(model.device(), cpu);
+  auto tape = std::make_shared<Tape>(*engine, model, args);
   TapeBuffers& b = tape->buffers;
-  fill_rope_tables(b.cosines, b.sines, c, args.B, args.T, 0, cpu);
-  embedding_cpu(b.x[0], model.embedding().view(), tape->ids.data(), tape->N(), cpu);
-  const LayerPass pass = tape->pass(cpu);
+  engine->rope_tables(b.cosines, b.sines, args.B, args.T, 0, c.D, c.rope_base);
+  engine->embedding(b.x[0], model.embedding(), tape->device_ids, tape->N());
+  const LayerPass pass = tape->pass(*engine);
   for (int64_t i = 0; i < c.L; ++i) {
     cpu.check_cancelled();
     layer_forward(pass, i, b.x[static_cast<size_t>(i)], b.layers[static_cast<size_t>(i)],
                   b.x[static_cast<size_t>(i + 1)]);
   }
-  std::vector<float> decoded(static_cast<size_t>(c.H));
-  rms_norm_cpu(b.final_norm, b.final_inv_rms, b.x.back(), vector_values(model.final_norm(), decoded.data()), tape->N(),
-               c.H, c.eps, cpu);
+  engine->rms_norm(b.final_norm, b.final_inv_rms, b.x.back(), model.final_norm(), tape->N(), c.eps);
   return tape;
 }
 
 void tape_logits(Tape& tape, float* logits, const Cpu& cpu) {
-  linear_cpu(logits, tape.buffers.final_norm, tape.model.head().view(), tape.N(), false, cpu);
+  const auto engine = make_engine(tape.model.device(), cpu);
+  engine->logits(logits, tape.buffers.final_norm, tape.model.head().view(), tape.N(), false);
+}
+
+void tape_hidden(Tape& tape, int64_t index, float* hidden, const Cpu& cpu) {
+  const ModelConfig& c = tape.model.config();
+  const Activation* x = index < c.L ? tape.buffers.x[static_cast<size_t>(index)] : tape.buffers.final_norm;
+  make_engine(tape.model.device(), cpu)->widen(hidden, x, tape.N() * c.H);
 }
 
 LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, const Cpu& cpu) {
+  const auto engine = make_engine(tape.model.device(), cpu);
   tape.targets = align_labels(tape, labels, shifted);
   const WeightView head = tape.model.head().view();
-  const int64_t N = tape.N(), chunk = head_chunk_rows(N, head.rows);
+  const int64_t N = tape.N(), chunk = tape.head_chunk();
   TapeBuffers& b = tape.buffers;
-  std::fill_n(b.lse, N, -INFINITY);
-  std::fill_n(b.label_sum, N, 0.0f);
-  std::fill_n(b.label_logit, N, 0.0f);
+  tape.device_targets = engine->upload(b.targets, tape.targets.data(), N);
+  engine->fill(b.lse, -INFINITY, N);
+  engine->fill(b.label_sum, 0.0f, N);
+  engine->fill(b.label_logit, 0.0f, N);
   const CrossEntropyState state{b.lse, b.label_sum, b.label_logit};
 
-  const Buffer logits(tape.model.device().ledger(), MemoryKind::kScratch, N * chunk * 4);
+  const Buffer scratch(tape.model.device().ledger(), MemoryKind::kScratch, N * chunk * tape.activation_bytes);
+  auto* logits = scratch.as<Activation>();
   for (int64_t begin = 0; begin < head.rows; begin += chunk) {
     cpu.check_cancelled();
     const WeightView slice = head.slice_rows(begin, std::min(chunk, head.rows - begin));
-    linear_cpu(logits.as<float>(), b.final_norm, slice, N, false, cpu);
-    cross_entropy_accumulate_cpu(state, logits.as<float>(), tape.targets.data(), N, slice.rows, begin, cpu);
+    engine->linear(logits, b.final_norm, slice, N, false);
+    engine->cross_entropy_accumulate(state, logits, tape.device_targets, N, slice.rows, begin);
   }
-  cross_entropy_finish_cpu(b.lse, state, N);
+  engine->cross_entropy_finish(b.lse, state, N);
 
+  std::vector<float> lse(static_cast<size_t>(N)), label_logit(lse.size());
+  engine->download(lse.data(), b.lse, N);
+  engine->download(label_logit.data(), b.label_logit, N);
   LossValue loss;
   double sum = 0;
-  for (int64_t i = 0; i < N; ++i) {
-    if (tape.targets[static_cast<size_t>(i)] == kIgnoreLabel) continue;
-    sum += static_cast<double>(b.lse[i]) - static_cast<double>(b.label_logit[i]);
+  for (size_t i = 0; i < lse.size(); ++i) {
+    if (tape.targets[i] == kIgnoreLabel) continue;
+    sum += static_cast<double>(lse[i]) - static_cast<double>(label_logit[i]);
     ++loss.tokens;
   }
   tape.target_count = loss.tokens;

@@ -24,8 +24,10 @@ struct TapeArgs {
 // Runs the layers and keeps what backward needs. The tape owns copies of ids and mask.
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu);
 
-// logits f32[B·T, V] into `logits` (caller's), for losses of the user's own.
+// logits f32[B·T, V] into `logits` (caller's, on the device), for losses of the user's own.
 void tape_logits(Tape& tape, float* logits, const Cpu& cpu);
+// The input of layer `index`, or at L the states after the final norm: f32[B·T, H] into `hidden` (as above).
+void tape_hidden(Tape& tape, int64_t index, float* hidden, const Cpu& cpu);
 
 struct LossValue {
   double mean = 0;     // over counted labels; 0 when there are none
@@ -35,7 +37,8 @@ struct LossValue {
 // 1]. With `shifted`, labels are already aligned: position t predicts labels[t]. Keeps log-sum-exps for backward.
 LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, const Cpu& cpu);
 
-// Gradients of scale · loss (after tape_cross_entropy) or of Σ dlogits · logits (dlogits f32[B·T, V]) into the sink.
+// Gradients of scale · loss (after tape_cross_entropy) or of Σ dlogits · logits (dlogits f32[B·T, V] of the host) into
+// the sink.
 // Consumes the tape. Throws kStaleGradient if weights changed since, kNonFiniteGradient before anything reached the
 // sink when the loss gradient itself is not finite.
 void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink, const Cpu& cpu);

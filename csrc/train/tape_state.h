@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "model/layer.h"
+#include "model/forward_plan.h"
 #include "train/tape.h"
 
 namespace qn {
@@ -17,56 +17,65 @@ constexpr KeptParts kept_parts(Recompute recompute) {
 }
 
 template <typename AnyArena>
-void take_products(AnyArena& arena, LayerActivations& a, const ModelConfig& c, int64_t N) {
-  a.q_raw = arena.template take<float>(N * c.Q * c.D);
-  a.k_raw = arena.template take<float>(N * c.KV * c.D);
-  a.v = arena.template take<float>(N * c.KV * c.D);
-  a.att = arena.template take<float>(N * c.Q * c.D);
+void take_products(AnyArena& arena, LayerActivations& a, const ModelConfig& c, int64_t N, int64_t bytes) {
+  const auto take = [&](int64_t count) { return take_activations(arena, count, bytes); };
+  a.q_raw = take(N * c.Q * c.D);
+  a.k_raw = take(N * c.KV * c.D);
+  a.v = take(N * c.KV * c.D);
+  a.att = take(N * c.Q * c.D);
   a.lse = arena.template take<float>(N * c.Q);
-  a.x_mid = arena.template take<float>(N * c.H);
-  a.gate = arena.template take<float>(N * c.F);
-  a.up = arena.template take<float>(N * c.F);
+  a.x_mid = take(N * c.H);
+  a.gate = take(N * c.F);
+  a.up = take(N * c.F);
 }
 
 template <typename AnyArena>
-void take_cheap(AnyArena& arena, LayerActivations& a, const ModelConfig& c, int64_t N) {
-  a.x_norm = arena.template take<float>(N * c.H);
+void take_cheap(AnyArena& arena, LayerActivations& a, const ModelConfig& c, int64_t N, int64_t bytes) {
+  const auto take = [&](int64_t count) { return take_activations(arena, count, bytes); };
+  a.x_norm = take(N * c.H);
   a.x_inv_rms = arena.template take<float>(N);
-  a.q = arena.template take<float>(N * c.Q * c.D);
-  a.k = arena.template take<float>(N * c.KV * c.D);
+  a.q = take(N * c.Q * c.D);
+  a.k = take(N * c.KV * c.D);
   a.q_inv_rms = arena.template take<float>(N * c.Q);
   a.k_inv_rms = arena.template take<float>(N * c.KV);
-  a.mid_norm = arena.template take<float>(N * c.H);
+  a.mid_norm = take(N * c.H);
   a.mid_inv_rms = arena.template take<float>(N);
-  a.act = arena.template take<float>(N * c.F);
+  a.act = take(N * c.F);
 }
 
 // Kept from the forward pass to the backward pass.
 struct TapeBuffers {
-  std::vector<float*> x;              // L + 1 of [N, H]: each layer's input, then the input of the final norm
-  float *final_norm, *final_inv_rms;  // [N, H], [N]
-  float *cosines, *sines;             // [N, D/2]
+  std::vector<Activation*> x;  // L + 1 of [N, H]: each layer's input, then the input of the final norm
+  Activation* final_norm;      // [N, H]
+  float* final_inv_rms;        // [N]
+  int32_t *ids, *targets;      // [N]: copies for operations that do not read host memory
+  uint8_t* mask;
+  float *cosines, *sines;                         // [N, D/2]
   float *lse, *label_sum, *label_logit, *weight;  // [N]: cross-entropy state; lse is the running maximum until finished
   std::vector<LayerActivations> layers;           // L entries; shared parts point to the same memory
 };
 
 template <typename AnyArena>
-TapeBuffers take_tape(AnyArena& arena, const ModelConfig& c, int64_t N, Recompute recompute) {
+TapeBuffers take_tape(AnyArena& arena, const ModelConfig& c, int64_t N, Recompute recompute, int64_t bytes) {
+  const auto take = [&](int64_t count) { return take_activations(arena, count, bytes); };
   TapeBuffers b{};
-  for (int64_t i = 0; i <= c.L; ++i) b.x.push_back(arena.template take<float>(N * c.H));
-  b.final_norm = arena.template take<float>(N * c.H);
+  for (int64_t i = 0; i <= c.L; ++i) b.x.push_back(take(N * c.H));
+  b.final_norm = take(N * c.H);
   b.final_inv_rms = arena.template take<float>(N);
   b.cosines = arena.template take<float>(N * (c.D / 2));
   b.sines = arena.template take<float>(N * (c.D / 2));
+  b.ids = arena.template take<int32_t>(N);
+  b.targets = arena.template take<int32_t>(N);
+  b.mask = arena.template take<uint8_t>(N);
   for (float** p : {&b.lse, &b.label_sum, &b.label_logit, &b.weight}) *p = arena.template take<float>(N);
   const KeptParts kept = kept_parts(recompute);
   LayerActivations shared{};
-  if (!kept.products) take_products(arena, shared, c, N);
-  if (!kept.cheap) take_cheap(arena, shared, c, N);
+  if (!kept.products) take_products(arena, shared, c, N, bytes);
+  if (!kept.cheap) take_cheap(arena, shared, c, N, bytes);
   for (int64_t i = 0; i < c.L; ++i) {
     LayerActivations a = shared;
-    if (kept.products) take_products(arena, a, c, N);
-    if (kept.cheap) take_cheap(arena, a, c, N);
+    if (kept.products) take_products(arena, a, c, N, bytes);
+    if (kept.cheap) take_cheap(arena, a, c, N, bytes);
     b.layers.push_back(a);
   }
   return b;
@@ -74,49 +83,56 @@ TapeBuffers take_tape(AnyArena& arena, const ModelConfig& c, int64_t N, Recomput
 
 // Gradients of activations, alive only during backward.
 struct BackwardBuffers {
-  float *dx, *dnorm;  // [N, H]
-  float *dq, *datt;   // [N, Q·D]
-  float *dk, *dv;     // [N, KV·D]
-  float* dact;        // [N, F]; dgate and dup overwrite gate and up
-  float* vector;      // [max(H, D)]: a norm's gradient
+  Activation *dx, *dnorm;  // [N, H]
+  Activation *dq, *datt;   // [N, Q·D]
+  Activation *dk, *dv;     // [N, KV·D]
+  Activation* dact;        // [N, F]; dgate and dup overwrite gate and up
+  float* vector;           // [max(H, D)]: a norm's gradient
 };
 
 template <typename AnyArena>
-BackwardBuffers take_backward(AnyArena& arena, const ModelConfig& c, int64_t N) {
+BackwardBuffers take_backward(AnyArena& arena, const ModelConfig& c, int64_t N, int64_t bytes) {
+  const auto take = [&](int64_t count) { return take_activations(arena, count, bytes); };
   BackwardBuffers b{};
-  b.dx = arena.template take<float>(N * c.H);
-  b.dnorm = arena.template take<float>(N * c.H);
-  b.dq = arena.template take<float>(N * c.Q * c.D);
-  b.datt = arena.template take<float>(N * c.Q * c.D);
-  b.dk = arena.template take<float>(N * c.KV * c.D);
-  b.dv = arena.template take<float>(N * c.KV * c.D);
-  b.dact = arena.template take<float>(N * c.F);
+  b.dx = take(N * c.H);
+  b.dnorm = take(N * c.H);
+  b.dq = take(N * c.Q * c.D);
+  b.datt = take(N * c.Q * c.D);
+  b.dk = take(N * c.KV * c.D);
+  b.dv = take(N * c.KV * c.D);
+  b.dact = take(N * c.F);
   b.vector = arena.template take<float>(c.H > c.D ? c.H : c.D);
   return b;
 }
 
-// Rows of the head whose logits are made at once for N tokens: about 32 MiB, never less than 64 rows.
-constexpr int64_t head_chunk_rows(int64_t N, int64_t V) {
-  const int64_t rows = (int64_t{32} << 20) / (4 * (N > 0 ? N : 1));
+// Rows of the head whose logits are made at once for N tokens: about 32 MiB on the CPU, where they should stay near
+// its caches, and 128 MiB on CUDA; a multiple of 64 unless the vocabulary ends.
+constexpr int64_t head_chunk_rows(int64_t N, int64_t V, int64_t activation_bytes) {
+  const int64_t budget = activation_bytes == 4 ? int64_t{32} << 20 : int64_t{128} << 20;
+  const int64_t rows = budget / (activation_bytes * (N > 0 ? N : 1)) / 64 * 64;
   const int64_t bounded = rows < 64 ? 64 : rows;
   return bounded < V ? bounded : V;
 }
 
 class Tape {
  public:
-  Tape(Model& model, const TapeArgs& args);
+  Tape(Engine& engine, Model& model, const TapeArgs& args);
 
-  LayerPass pass(const Cpu& cpu) const {
-    return {model, cpu, B, T, mask.empty() ? nullptr : mask.data(), buffers.cosines, buffers.sines};
-  }
+  LayerPass pass(Engine& engine) const { return {model, engine, B, T, device_mask, buffers.cosines, buffers.sines}; }
+  int64_t head_chunk() const { return head_chunk_rows(N(), model.config().V, activation_bytes); }
   int64_t N() const { return B * T; }
 
   Model& model;
   int64_t B, T;
   Recompute recompute;
+  int64_t activation_bytes;
   std::vector<int32_t> ids;
   std::vector<uint8_t> mask;
   std::vector<int32_t> targets;  // [N] aligned labels once the loss is taken
+  // Where operations read these three: the vectors above, or the copies in `buffers`.
+  const int32_t* device_ids = nullptr;
+  const uint8_t* device_mask = nullptr;
+  const int32_t* device_targets = nullptr;
   int64_t target_count = 0;
   bool consumed = false;
   uint64_t version;
