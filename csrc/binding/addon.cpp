@@ -22,6 +22,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   qn::register_small_ops(env, ops);
   qn::register_small_cuda_ops(env, ops);
   qn::register_small_cuda_times(env, ops);
+  qn::register_sample_cuda_ops(env, ops);
   qn::register_attention_ops(env, ops);
   qn::register_attention_cuda_ops(env, ops);
   qn::register_nvfp4_ops(env, ops);

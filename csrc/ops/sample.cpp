@@ -6,8 +6,8 @@
 #include <iterator>
 #include <ranges>
 
-#include "core/philox.h"
 #include "core/status.h"
+#include "ops/sample_math.h"
 #include "ops/softmax_row.h"
 
 namespace qn {
@@ -20,9 +20,7 @@ constexpr int64_t kFirstNucleus = 128;
 float checked_max(const float* logits, int64_t V) {
   float max = -FLT_MAX;
   for (int64_t id = 0; id < V; ++id) {
-    if (!std::isfinite(logits[id])) {
-      fail(Code::kNonFiniteLogits, "the logit of token %lld is %f", (long long)id, static_cast<double>(logits[id]));
-    }
+    if (!std::isfinite(logits[id])) fail_non_finite_logit(static_cast<int32_t>(id), logits[id]);
     max = std::max(max, logits[id]);
   }
   return max;
@@ -36,8 +34,7 @@ std::vector<float> penalised(const float* logits, int64_t V, const std::vector<i
     if (id < 0 || id >= V) {
       fail(Code::kInvalidArgument, "Expected ids in [0, %lld) for history but received %d", (long long)V, id);
     }
-    const float raw = logits[id];
-    out[static_cast<size_t>(id)] = std::clamp(raw > 0 ? raw / penalty : raw * penalty, -FLT_MAX, FLT_MAX);
+    out[static_cast<size_t>(id)] = penalised_logit(logits[id], penalty);
   }
   return out;
 }
@@ -52,18 +49,20 @@ std::vector<int32_t> largest(const float* values, int64_t V, int64_t count) {
   return ids;
 }
 
-// A token that may be drawn; weights are probabilities up to a common factor, the likeliest token weighs 1.
+// A token that may be drawn.
 struct Candidate {
-  double weight;
+  uint64_t weight;  // sample_math.h
+  float logit;
   int32_t id;
 };
 
+// By the logit: weights of neighbouring logits may be equal.
 bool likelier(const Candidate& a, const Candidate& b) {
-  return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-double total_weight(auto begin, auto end) {
-  double sum = 0;
+uint64_t total_weight(auto begin, auto end) {
+  uint64_t sum = 0;
   for (; begin != end; ++begin) sum += begin->weight;
   return sum;
 }
@@ -71,11 +70,11 @@ double total_weight(auto begin, auto end) {
 // What top-k leaves, in the order of ids.
 std::vector<Candidate> candidates(const std::vector<float>& logits, float max, const SampleOptions& options) {
   const auto V = static_cast<int64_t>(logits.size());
-  const double temperature = static_cast<double>(options.temperature);
+  const float inverse = inverse_of(options.temperature);
   std::vector<Candidate> out;
   const auto add = [&](int32_t id) {
-    const double above = static_cast<double>(logits[static_cast<size_t>(id)]) - static_cast<double>(max);
-    out.push_back({std::exp(above / temperature), id});
+    const float logit = logits[static_cast<size_t>(id)];
+    out.push_back({sample_weight(logit, max, inverse), logit, id});
   };
   if (options.top_k > 0 && options.top_k < V) {
     std::vector<int32_t> ids = largest(logits.data(), V, options.top_k);
@@ -90,19 +89,21 @@ std::vector<Candidate> candidates(const std::vector<float>& logits, float max, c
 
 // The token at which the running sum, likeliest first, reaches top_p of the total. Halves the range that holds it
 // instead of sorting a vocabulary of which nearly everything would be dropped.
-Candidate crossing_token(const std::vector<Candidate>& all, double top_p) {
-  const double total = total_weight(all.begin(), all.end());
-  // All tokens below this together weigh less than what top-p leaves over, so the crossing one is not among them.
-  const double floor = (1 - top_p) * total / static_cast<double>(all.size());
+Candidate crossing_token(const std::vector<Candidate>& all, float top_p) {
+  const uint64_t total = total_weight(all.begin(), all.end());
+  uint64_t missing = nucleus_weight(fraction_of(top_p), total);
+  // Tokens lighter than `light` together weigh no more than what top-p leaves over, so the crossing one is at or before
+  // the last that is not. Half of it, because weights follow logits only up to their rounding.
+  const uint64_t light = (total - missing) / all.size();
   std::vector<Candidate> tokens;
-  std::ranges::copy_if(all, std::back_inserter(tokens), [&](const Candidate& token) { return token.weight >= floor; });
-  double missing = top_p * total;
+  std::ranges::copy_if(all, std::back_inserter(tokens),
+                       [&](const Candidate& token) { return token.weight >= light / 2; });
   auto low = tokens.begin(), high = tokens.end();
   int64_t step = kFirstNucleus;
   while (high - low > 1) {
     const auto middle = low + std::min<int64_t>(step, (high - low) / 2);
     std::nth_element(low, middle, high, likelier);
-    const double sum = total_weight(low, middle);
+    const uint64_t sum = total_weight(low, middle);
     if (sum >= missing) {
       high = middle;
     } else {
@@ -114,33 +115,27 @@ Candidate crossing_token(const std::vector<Candidate>& all, double top_p) {
   return *low;
 }
 
-// In (0, 1) on 52 bits: with 24 the tail of a vocabulary of 151,936 could never be drawn in its true proportion.
-double draw(uint64_t seed, int64_t position) {
-  const PhiloxWords words = random_words(seed, position, 0, 0, RandomStream::kSample);
-  const uint64_t bits = (static_cast<uint64_t>(words.w[0]) << 20) | (words.w[1] >> 12);
-  return (static_cast<double>(bits) + 0.5) * 0x1p-52;
-}
-
 int32_t choose(const std::vector<float>& logits, int64_t position, const SampleOptions& options) {
   const auto best = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
   if (options.temperature == 0) return best;
   std::vector<Candidate> kept = candidates(logits, logits[static_cast<size_t>(best)], options);
   if (options.top_p < 1) {
-    const Candidate last = crossing_token(kept, static_cast<double>(options.top_p));
+    const Candidate last = crossing_token(kept, options.top_p);
     std::erase_if(kept, [&](const Candidate& token) { return likelier(last, token); });
   }
-  if (options.min_p > 0)
-    std::erase_if(kept, [&](const Candidate& token) { return token.weight < static_cast<double>(options.min_p); });
+  std::erase_if(kept, [least = least_weight(options.min_p)](const Candidate& token) { return token.weight < least; });
   // Still in the order of ids, so that a filter that removes nothing changes no draw.
-  double rest = draw(options.seed, position) * total_weight(kept.begin(), kept.end());
-  for (const Candidate& token : kept) {
-    rest -= token.weight;
-    if (rest < 0) return token.id;
-  }
-  return best;  // rounding left a remainder
+  uint64_t rest = multiply_high(draw_bits(options.seed, position), total_weight(kept.begin(), kept.end()));
+  auto token = kept.begin();
+  for (; rest >= token->weight; ++token) rest -= token->weight;
+  return token->id;
 }
 
 }  // namespace
+
+void fail_non_finite_logit(int32_t id, float value) {
+  fail(Code::kNonFiniteLogits, "the logit of token %d is %f", id, static_cast<double>(value));
+}
 
 Sampled sample_token(const float* logits, int64_t V, const std::vector<int32_t>& history, int64_t position,
                      const SampleOptions& options) {

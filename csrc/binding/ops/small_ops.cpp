@@ -2,11 +2,11 @@
 #include <string>
 
 #include "binding/ops/ops.h"
+#include "binding/ops/sample_args.h"
 #include "ops/cross_entropy.h"
 #include "ops/embedding.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
-#include "ops/sample.h"
 #include "ops/swiglu.h"
 
 namespace qn {
@@ -106,29 +106,6 @@ void cross_entropy_gradient(const Napi::CallbackInfo& info) {
     cross_entropy_gradient_cpu(floats(info[0]), floats(info[1]), array_data<int32_t>(info[2]), floats(info[3]),
                                integer(info[4]), integer(info[5]), integer(info[6]), ops_cpu(info));
   });
-}
-
-SampleOptions sample_options(const Napi::Object& object) {
-  const auto value = [&](const char* key, double missing) {
-    const Napi::Value given = object.Get(key);
-    return given.IsNumber() ? given.As<Napi::Number>().DoubleValue() : missing;
-  };
-  SampleOptions options;
-  options.temperature = static_cast<float>(value("temperature", 0));
-  options.top_k = static_cast<int32_t>(value("topK", 0));
-  options.top_p = static_cast<float>(value("topP", 1));
-  options.min_p = static_cast<float>(value("minP", 0));
-  options.repetition_penalty = static_cast<float>(value("repetitionPenalty", 1));
-  options.seed = static_cast<uint64_t>(value("seed", 0));
-  options.top_logprobs = static_cast<int32_t>(value("topLogprobs", 0));
-  return options;
-}
-
-Napi::Object token_object(Napi::Env env, int32_t id, float logprob) {
-  Napi::Object object = Napi::Object::New(env);
-  object.Set("id", id);
-  object.Set("logprob", logprob);
-  return object;
 }
 
 // (logits, V, history | null, position, { temperature?, topK?, topP?, minP?, repetitionPenalty?, seed?, topLogprobs? })
