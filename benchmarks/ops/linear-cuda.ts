@@ -2,7 +2,7 @@
  * Matrix products on CUDA device 0: GB/s of NVFP4 matrix-vector products at Qwen3-4B's shapes as a fraction of what a
  * kernel that only reads the same bytes reaches, and TFLOP/s of the blocked products beside plain bf16 cuBLASLt.
  *
- *   npx tsx benchmarks/ops/linear-cuda.ts [replays: 5] [gemv | gemm | slices: all but slices]
+ *   npx tsx benchmarks/ops/linear-cuda.ts [replays: 5] [gemv | gemm | slices | few | stacks: the first two]
  *
  * Every figure is the fastest of the replays of one CUDA graph that walks once through at least 1.25 GB of distinct random
  * weights, so that nothing is still in L2, and divides by the number of launches: gaps between kernels are included, as
@@ -86,15 +86,49 @@ function blocked(): void {
   }
 }
 
-/** Larger slices leave L2 but give cuBLASLt fuller waves. */
+/** Small slices stay in L2; large ones give cuBLASLt fuller waves. */
 function slices(): void {
-  console.log('\nforward, more scratch than the default slice')
-  const extras = [0, 16, 32, 64, 128]
-  row('product, µs at + MiB', ...extras)
+  console.log('\nslices: µs at MiB')
+  const sizes = [8, 16, 24, 32, 48, 64, 96, 128]
+  row('product', ...sizes, 'bf16')
   for (const T of [512, 2048]) {
-    for (const [name, N, K] of shapes.slice(0, 4)) {
-      const times = extras.map((MiB) => time('forward', 'nvfp4', { T, N, K, extraScratch: MiB * 2 ** 20 }).toFixed(1))
-      row(`${name} T ${T}`, ...times)
+    for (const product of ['forward', 'input'] as const) {
+      for (const [name, N, K] of shapes.slice(0, 4)) {
+        const times = sizes.map((MiB) => time(product, 'nvfp4', { T, N, K, sliceBytes: MiB * 2 ** 20 }).toFixed(1))
+        row(`${product} ${name} T ${T}`, ...times, time(product, 'bf16', { T, N, K }).toFixed(1))
+      }
+    }
+  }
+}
+
+/** Few tokens: the packed weight read once for every eight tokens, or decoded to scratch once. */
+function fewTokens(): void {
+  console.log('\nfew tokens: µs')
+  row('forward', 'packed', 'decoded', 'bf16')
+  for (const T of [16, 24, 32, 48, 64]) {
+    for (const [name, N, K] of shapes) {
+      const dims = { T, N, K, sliceBytes: 96 * 2 ** 20 }
+      const us = [64, 8].map((gemvTokens) => time('forward', 'nvfp4', { ...dims, gemvTokens }).toFixed(1))
+      row(`${name} T ${T}`, ...us, time('forward', 'bf16', { T, N, K }).toFixed(1))
+    }
+  }
+}
+
+/** Weights of the same input as one product, against one after the other. */
+function stacks(): void {
+  console.log('\nstacks: µs')
+  row('product', 'stack', 'each', 'one weight')
+  for (const T of [64, 512, 2048]) {
+    for (const product of ['forward', 'input'] as const) {
+      for (const [name, N, K, parts] of [
+        ['qkv as thirds', 6144, 2560, 3],
+        ['gate, up', 19456, 2560, 2],
+      ] as const) {
+        const dims = { T, N, K, sliceBytes: 96 * 2 ** 20 }
+        const each = parts * time(product, 'nvfp4', { ...dims, N: N / parts })
+        const us = [time(product, 'nvfp4', { ...dims, parts }), each, time(product, 'nvfp4', dims)]
+        row(`${product} ${name} T ${T}`, ...us.map((t) => t.toFixed(1)))
+      }
     }
   }
 }
@@ -102,3 +136,5 @@ function slices(): void {
 if (!only || only === 'gemv') matrixVector()
 if (!only || only === 'gemm') blocked()
 if (only === 'slices') slices()
+if (only === 'few') fewTokens()
+if (only === 'stacks') stacks()

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/cuda_check.h"
 #include "core/dtype.h"
@@ -15,25 +16,144 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Half of an H200's L2, so that cuBLASLt finds the decoded rows there beside its own operands. A guess until measured.
-constexpr int64_t kSliceBytes = int64_t{24} << 20;
 // Whole tiles of cuBLASLt, and starts of slices aligned for any algorithm.
 constexpr int64_t kSliceRows = 128;
+constexpr int64_t kSliceCols = 64;
 
 int64_t align256(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
-int64_t whole_slice_rows(int64_t rows) { return (rows + kSliceRows - 1) / kSliceRows * kSliceRows; }
-
-// Slices of equal size, a multiple of kSliceRows, of at most `bytes` decoded to bf16 (at least one multiple).
-int64_t slice_rows(int64_t N, int64_t K, int64_t bytes) {
-  const int64_t most = std::max(bytes / (2 * K) / kSliceRows * kSliceRows, kSliceRows);
-  const int64_t slices = (N + most - 1) / most;
-  return std::min(whole_slice_rows((N + slices - 1) / slices), N);
+// The length of slices of equal size, a multiple of `unit`, that cut `length` so that each has at most `most`, or one
+// unit.
+int64_t slice_length(int64_t length, int64_t most, int64_t unit) {
+  const int64_t longest = std::max(most / unit * unit, unit), slices = (length + longest - 1) / longest;
+  const int64_t even = (length + slices - 1) / slices;
+  return std::min((even + unit - 1) / unit * unit, length);
+}
+int64_t slice_rows(int64_t rows, int64_t cols, int64_t bytes) {
+  return slice_length(rows, bytes / (2 * cols), kSliceRows);
+}
+int64_t slice_cols(int64_t rows, int64_t cols, int64_t bytes) {
+  return slice_length(cols, bytes / (2 * rows), kSliceCols);
 }
 
-int64_t slice_bytes(const WeightView& w) {
-  if (w.storage != Storage::kNvfp4 || w.rows * w.cols == 0) return 0;
-  return align256(whole_slice_rows(slice_rows(w.rows, w.cols, kSliceBytes)) * w.cols * 2);
+// One product: rows [first_row, first_row + rows) of a stack, dense or to be decoded, times alpha.
+struct Term {
+  const uint16_t* dense;    // or
+  DequantizeTileCuda tile;  // all of its rows and columns, without `out`
+  float alpha;
+  int64_t first_row, rows;
+  bool adds;  // to another term of the same rows
+};
+
+// At most a packed weight and its residual of every part.
+struct Terms {
+  Term terms[2 * kMaxDequantizeParts];
+  int count = 0;
+  const Term* begin() const { return terms; }
+  const Term* end() const { return terms + count; }
+};
+
+DequantizeTileCuda::Part tile_part(const Nvfp4View& view, int64_t rows, float factor) {
+  return {view.codes, view.scales, rows, factor};
+}
+
+// A power of two that takes no code · scale, of 2^-10 to 2688, out of bf16's normal numbers.
+bool keeps_exact(float scale) {
+  int exponent = 0;
+  return std::frexp(scale, &exponent) == 0.5f && std::abs(exponent) < 100;
+}
+
+// How the packed weights of a stack become one product, if they do.
+enum class Join : uint8_t { kNot, kOneScale, kScaleEach };
+Join join_of(const WeightStack& w) {
+  if (w.count() == 1)
+    return w.begin()->storage == Storage::kNvfp4 && !w.begin()->has_residual() ? Join::kOneScale : Join::kNot;
+  bool equal = true, exact = true;
+  for (const WeightView& part : w) {
+    if (part.storage != Storage::kNvfp4 || part.has_residual()) return Join::kNot;
+    equal = equal && part.packed.global_scale == w.begin()->packed.global_scale;
+    exact = exact && keeps_exact(part.packed.global_scale);
+  }
+  return equal ? Join::kOneScale : exact ? Join::kScaleEach : Join::kNot;
+}
+
+Terms terms_of(const WeightStack& w) {
+  if (w.count() < 1 || w.count() > kMaxDequantizeParts) {
+    fail(Code::kInternal, "a stack of %d weights", w.count());
+  }
+  Terms terms;
+  if (const Join join = join_of(w); join != Join::kNot) {
+    Term& term = terms.terms[terms.count++] = {};
+    term.alpha = join == Join::kOneScale ? w.begin()->packed.global_scale : 1.0f;
+    term.rows = w.rows();
+    term.tile.cols = term.tile.stride = w.cols();
+    for (const WeightView& part : w) {
+      const float factor = join == Join::kOneScale ? 1.0f : part.packed.global_scale;
+      term.tile.parts[term.tile.part_count++] = tile_part(part.packed, part.rows, factor);
+    }
+    return terms;
+  }
+  int64_t first_row = 0;
+  for (const WeightView& part : w) {
+    if (part.rows == 0) continue;
+    Term term = {};
+    term.first_row = first_row;
+    term.rows = part.rows;
+    term.alpha = 1.0f;
+    if (part.storage == Storage::kBF16) {
+      term.dense = static_cast<const uint16_t*>(part.dense);
+      terms.terms[terms.count++] = term;
+    } else if (part.storage == Storage::kNvfp4) {
+      term.tile.cols = term.tile.stride = w.cols();
+      term.tile.part_count = 1;
+      for (const Nvfp4View* packed : {&part.packed, &part.residual}) {
+        if (!packed->codes) continue;
+        term.tile.parts[0] = tile_part(*packed, part.rows, 1.0f);
+        term.alpha = packed->global_scale;
+        terms.terms[terms.count++] = term;
+        term.adds = true;
+      }
+    } else {
+      fail(Code::kUnsupported, "dense weights on CUDA are bf16");
+    }
+    first_row += part.rows;
+  }
+  return terms;
+}
+
+// The least scratch for decoded rows or columns, and what slices of up to `bytes` take.
+int64_t row_slice_bytes(const Terms& terms, int64_t bytes) {
+  int64_t most = 0;
+  for (const Term& term : terms) {
+    const int64_t cols = term.tile.cols;
+    if (!term.dense) most = std::max(most, align256(slice_rows(term.rows, cols, bytes) * cols * 2));
+  }
+  return most;
+}
+int64_t col_slice_bytes(const Terms& terms, int64_t bytes) {
+  int64_t most = 0;
+  for (const Term& term : terms) {
+    if (!term.dense) most = std::max(most, align256(slice_cols(term.rows, term.tile.cols, bytes) * term.rows * 2));
+  }
+  return most;
+}
+
+// Decodes rows [row, row + rows) and columns [col, col + cols) of a term to `out`.
+void decode(uint16_t* out, const Term& term, int64_t row, int64_t rows, int64_t col, int64_t cols, CudaStream stream) {
+  DequantizeTileCuda tile = {};
+  tile.out = out;
+  tile.cols = cols;
+  tile.stride = term.tile.stride;
+  for (int i = 0; i < term.tile.part_count && rows > 0; ++i) {
+    DequantizeTileCuda::Part part = term.tile.parts[i];
+    const int64_t skipped = std::min(row, part.rows), taken = std::min(rows, part.rows - skipped);
+    const int64_t element = skipped * tile.stride + col;
+    row -= skipped;
+    rows -= taken;
+    if (taken == 0) continue;
+    tile.parts[tile.part_count++] = {part.codes + element / 2, part.scales + element / kBlockSize, taken, part.factor};
+  }
+  dequantize_tile_cuda(tile, stream);
 }
 
 // computes   y = bf16(sum) or, with accumulate, bf16(y + sum)
@@ -80,164 +200,149 @@ Scratch divide(const LinearCuda& cuda, int64_t reserved, int64_t least_slice) {
           cuda.scratch_bytes - before};
 }
 
-void require_bf16(const WeightView& w) {
-  if (w.storage != Storage::kBF16) fail(Code::kUnsupported, "dense weights on CUDA are bf16");
-}
-
 void clear(void* out, CudaFloat type, int64_t count, bool accumulate, CudaStream stream) {
   if (accumulate || count == 0) return;
   const int64_t bytes = count * (type == CudaFloat::kF32 ? 4 : 2);
   QN_CUDA_CHECK(cudaMemsetAsync(out, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)));
 }
 
-// Calls product(rows, row_begin, row_count, global_scale) for every slice of an NVFP4 weight, packed part and residual;
-// `rows` are decoded without their global scale.
-template <typename Product>
-void for_each_slice(const WeightView& w, const Scratch& scratch, CudaStream stream, const Product& product) {
-  const int64_t N = w.rows, K = w.cols, rows = slice_rows(N, K, scratch.slice_bytes);
-  for (const Nvfp4View* part : {&w.packed, &w.residual}) {
-    if (!part->codes) continue;
-    for (int64_t begin = 0; begin < N; begin += rows) {
-      const int64_t count = std::min(rows, N - begin);
-      dequantize_nvfp4_bf16_cuda(scratch.slice,
-                                 {.out = nullptr,
-                                  .codes = part->codes + begin * K / 2,
-                                  .scales = part->scales + begin * K / kBlockSize,
-                                  .N = count,
-                                  .K = K,
-                                  .global_scale = 1},
-                                 stream);
-      product(scratch.slice, begin, count, part->global_scale);
-    }
-  }
-}
-
-int64_t products_of(const WeightView& w, int64_t bytes) {
-  if (w.storage != Storage::kNvfp4) return 1;
-  const int64_t rows = slice_rows(w.rows, w.cols, bytes);
-  return (w.rows + rows - 1) / rows * (w.has_residual() ? 2 : 1);
-}
-
-// Whether the products of dx are added in scratch. Decided by the default slices, so that more scratch, which makes
-// them fewer, changes nothing here.
-int64_t sum_bytes(const WeightView& w, int64_t T) {
-  if (w.rows * w.cols == 0) return 0;
-  return products_of(w, kSliceBytes) > 1 ? T * w.cols * 4 : 0;
-}
-
 GemmBf16 forward_product(void* y, CudaFloat y_type, const uint16_t* x, const uint16_t* rows, int64_t row_count,
-                         const WeightView& w, int64_t T) {
+                         const WeightStack& w, int64_t T) {
   GemmBf16 gemm{};
   gemm.c = y;
   gemm.a = x;
   gemm.b = rows;
   gemm.M = T;
   gemm.N = row_count;
-  gemm.K = w.cols;
-  gemm.a_stride = w.cols;
-  gemm.b_stride = w.cols;
-  gemm.c_stride = w.rows;
+  gemm.K = w.cols();
+  gemm.a_stride = w.cols();
+  gemm.b_stride = w.cols();
+  gemm.c_stride = w.rows();
   gemm.b_transposed = true;
   gemm.c_f32 = y_type == CudaFloat::kF32;
-  gemm.alpha = 1;
   return gemm;
 }
 
-GemmBf16 input_product(void* dx, bool f32, const uint16_t* dy, const uint16_t* rows, int64_t row_count,
-                       const WeightView& w, int64_t T) {
+// dx's columns that `columns` has of `rows` rows of the weight.
+GemmBf16 input_product(void* dx, bool f32, const uint16_t* dy, const uint16_t* columns, int64_t rows, int64_t col_count,
+                       const WeightStack& w, int64_t T) {
   GemmBf16 gemm{};
   gemm.c = dx;
   gemm.a = dy;
-  gemm.b = rows;
+  gemm.b = columns;
   gemm.M = T;
-  gemm.N = w.cols;
-  gemm.K = row_count;
-  gemm.a_stride = w.rows;
-  gemm.b_stride = w.cols;
-  gemm.c_stride = w.cols;
+  gemm.N = col_count;
+  gemm.K = rows;
+  gemm.a_stride = w.rows();
+  gemm.b_stride = col_count;
+  gemm.c_stride = w.cols();
   gemm.c_f32 = f32;
-  gemm.alpha = 1;
   return gemm;
 }
 
 // False when there are too many tokens, or columns, for it.
-bool linear_gemv(void* y, CudaFloat y_type, const uint16_t* x, const WeightView& w, int64_t T, bool accumulate,
-                 CudaStream stream) {
-  if (w.storage != Storage::kNvfp4 || T > kGemvTokens || !gemv_nvfp4_fits_cuda(w.cols)) return false;
-  GemvCudaArgs args{.y = y, .x = x, .w = w.packed, .T = T, .N = w.rows, .K = w.cols};
-  args.y_type = y_type;
-  args.accumulate = accumulate;
-  gemv_nvfp4_cuda(args, stream);
-  if (w.has_residual()) {
-    args.w = w.residual;
-    args.accumulate = true;
-    gemv_nvfp4_cuda(args, stream);
+bool linear_gemv(void* y, CudaFloat y_type, const uint16_t* x, const WeightStack& w, int64_t T, bool accumulate,
+                 const LinearCuda& cuda) {
+  // A matrix-vector product writes tokens without gaps, so several tokens of a part of a stack are not for it.
+  if (T > cuda.gemv_tokens || (w.count() > 1 && T > 1)) return false;
+  for (const WeightView& part : w) {
+    if (part.storage != Storage::kNvfp4 || !gemv_nvfp4_fits_cuda(part.cols)) return false;
+  }
+  auto* to = static_cast<uint8_t*>(y);
+  for (const WeightView& part : w) {
+    const int64_t row_bytes = part.rows * (y_type == CudaFloat::kF32 ? 4 : 2);
+    for (int64_t t = 0; t < T; t += kGemvTokens) {
+      GemvCudaArgs args{};
+      args.y = to + t * row_bytes;
+      args.x = x + t * part.cols;
+      args.w = part.packed;
+      args.T = std::min(kGemvTokens, T - t);
+      args.N = part.rows;
+      args.K = part.cols;
+      args.y_type = y_type;
+      args.accumulate = accumulate;
+      gemv_nvfp4_cuda(args, cuda.stream);
+      if (!part.has_residual()) continue;
+      args.w = part.residual;
+      args.accumulate = true;
+      gemv_nvfp4_cuda(args, cuda.stream);
+    }
+    to += row_bytes;
   }
   return true;
 }
+
+// Bytes in which the products of dx are added: none for one.
+int64_t sum_bytes(const Terms& terms, int64_t T, int64_t K) { return terms.count > 1 ? T * K * 4 : 0; }
 
 }  // namespace
 
 // --------------------------------------------------------------------------------------------------------------------
 
-int64_t linear_cuda_scratch_bytes(const WeightView& w) { return kCublasWorkspaceBytes + slice_bytes(w); }
+int64_t linear_cuda_scratch_bytes(const WeightStack& w, int64_t slice_bytes) {
+  if (w.rows() * w.cols() == 0) return kCublasWorkspaceBytes;
+  return kCublasWorkspaceBytes + row_slice_bytes(terms_of(w), slice_bytes);
+}
 
-int64_t linear_backward_input_cuda_scratch_bytes(const WeightView& w, int64_t T) {
-  return kCublasWorkspaceBytes + align256(sum_bytes(w, T)) + slice_bytes(w);
+int64_t linear_backward_input_cuda_scratch_bytes(const WeightStack& w, int64_t T, int64_t slice_bytes) {
+  if (w.rows() * w.cols() == 0) return kCublasWorkspaceBytes;
+  const Terms terms = terms_of(w);
+  return kCublasWorkspaceBytes + align256(sum_bytes(terms, T, w.cols())) + col_slice_bytes(terms, slice_bytes);
 }
 
 int64_t linear_backward_weight_cuda_scratch_bytes() { return kCublasWorkspaceBytes; }
 
-void linear_cuda(void* y, CudaFloat y_type, const uint16_t* x, const WeightView& w, int64_t T, bool accumulate,
+void linear_cuda(void* y, CudaFloat y_type, const uint16_t* x, const WeightStack& w, int64_t T, bool accumulate,
                  const LinearCuda& cuda) {
-  if (T * w.rows == 0) return;
-  if (w.cols == 0) return clear(y, y_type, T * w.rows, accumulate, cuda.stream);
-  if (linear_gemv(y, y_type, x, w, T, accumulate, cuda.stream)) return;
-  const Scratch scratch = divide(cuda, 0, slice_bytes(w));
-  if (w.storage != Storage::kNvfp4) {
-    require_bf16(w);
-    GemmBf16 gemm = forward_product(y, y_type, x, static_cast<const uint16_t*>(w.dense), w.rows, w, T);
-    gemm.add = accumulate;
-    return cuda.blas.gemm_bf16(gemm, scratch.workspace, cuda.stream);
+  if (T * w.rows() == 0) return;
+  if (w.cols() == 0) return clear(y, y_type, T * w.rows(), accumulate, cuda.stream);
+  if (linear_gemv(y, y_type, x, w, T, accumulate, cuda)) return;
+  const Terms terms = terms_of(w);
+  const Scratch scratch = divide(cuda, 0, row_slice_bytes(terms, 0));
+  for (const Term& term : terms) {
+    const int64_t count = term.dense ? term.rows : slice_rows(term.rows, w.cols(), scratch.slice_bytes);
+    for (int64_t begin = 0; begin < term.rows; begin += count) {
+      const int64_t rows = std::min(count, term.rows - begin);
+      if (!term.dense) decode(scratch.slice, term, begin, rows, 0, w.cols(), cuda.stream);
+      void* columns = static_cast<uint8_t*>(y) + (term.first_row + begin) * (y_type == CudaFloat::kF32 ? 4 : 2);
+      const uint16_t* decoded = term.dense ? term.dense : scratch.slice;
+      GemmBf16 gemm = forward_product(columns, y_type, x, decoded, rows, w, T);
+      gemm.alpha = term.alpha;
+      gemm.add = accumulate || term.adds;
+      cuda.blas.gemm_bf16(gemm, scratch.workspace, cuda.stream);
+    }
   }
-  int64_t ends_at = 0;  // rows of y written so far: a row's second product, the residual's, adds
-  for_each_slice(w, scratch, cuda.stream, [&](const uint16_t* rows, int64_t begin, int64_t count, float scale) {
-    void* columns = static_cast<uint8_t*>(y) + begin * (y_type == CudaFloat::kF32 ? 4 : 2);
-    GemmBf16 gemm = forward_product(columns, y_type, x, rows, count, w, T);
-    gemm.alpha = scale;
-    gemm.add = accumulate || begin < ends_at;
-    ends_at = std::max(ends_at, begin + count);
-    cuda.blas.gemm_bf16(gemm, scratch.workspace, cuda.stream);
-  });
 }
 
-void linear_backward_input_cuda(uint16_t* dx, const uint16_t* dy, const WeightView& w, int64_t T, bool accumulate,
+void linear_backward_input_cuda(uint16_t* dx, const uint16_t* dy, const WeightStack& w, int64_t T, bool accumulate,
                                 const LinearCuda& cuda) {
-  const int64_t count = T * w.cols;
-  if (count == 0) return;
-  if (w.rows == 0) return clear(dx, CudaFloat::kBF16, count, accumulate, cuda.stream);
-  const int64_t reserved = sum_bytes(w, T);
-  const Scratch scratch = divide(cuda, reserved, slice_bytes(w));
-  if (w.storage != Storage::kNvfp4) {
-    require_bf16(w);
-    GemmBf16 gemm = input_product(dx, false, dy, static_cast<const uint16_t*>(w.dense), w.rows, w, T);
-    gemm.add = accumulate;
-    return cuda.blas.gemm_bf16(gemm, scratch.workspace, cuda.stream);
-  }
+  const int64_t K = w.cols(), elements = T * K;
+  if (elements == 0) return;
+  if (w.rows() == 0) return clear(dx, CudaFloat::kBF16, elements, accumulate, cuda.stream);
+  const Terms terms = terms_of(w);
+  const int64_t reserved = sum_bytes(terms, T, K);
+  const Scratch scratch = divide(cuda, reserved, col_slice_bytes(terms, 0));
   const bool in_scratch = reserved > 0;
+  uint8_t* out = in_scratch ? scratch.reserved : reinterpret_cast<uint8_t*>(dx);
   bool add = !in_scratch && accumulate;
-  for_each_slice(w, scratch, cuda.stream, [&](const uint16_t* rows, int64_t begin, int64_t row_count, float scale) {
-    void* out = in_scratch ? static_cast<void*>(scratch.reserved) : dx;
-    GemmBf16 gemm = input_product(out, in_scratch, dy + begin, rows, row_count, w, T);
-    gemm.alpha = scale;
-    gemm.add = add;
+  for (const Term& term : terms) {
+    const int64_t count = term.dense ? K : slice_cols(term.rows, K, scratch.slice_bytes);
+    for (int64_t begin = 0; begin < K; begin += count) {
+      const int64_t cols = std::min(count, K - begin);
+      if (!term.dense) decode(scratch.slice, term, 0, term.rows, begin, cols, cuda.stream);
+      const uint16_t* decoded = term.dense ? term.dense : scratch.slice;
+      GemmBf16 gemm = input_product(out + begin * (in_scratch ? 4 : 2), in_scratch, dy + term.first_row, decoded,
+                                    term.rows, cols, w, T);
+      gemm.alpha = term.alpha;
+      gemm.add = add;
+      cuda.blas.gemm_bf16(gemm, scratch.workspace, cuda.stream);
+    }
     add = true;
-    cuda.blas.gemm_bf16(gemm, scratch.workspace, cuda.stream);
-  });
+  }
   if (!in_scratch) return;
-  const auto grid = static_cast<unsigned>((count / 4 + kThreads - 1) / kThreads);
+  const auto grid = static_cast<unsigned>((elements / 4 + kThreads - 1) / kThreads);
   round_sum_kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(cuda.stream)>>>(
-      dx, reinterpret_cast<const float*>(scratch.reserved), count, accumulate);
+      dx, reinterpret_cast<const float*>(scratch.reserved), elements, accumulate);
   QN_CUDA_CHECK(cudaGetLastError());
 }
 

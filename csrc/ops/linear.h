@@ -35,26 +35,57 @@ void linear_backward_weight_cpu(const LinearWeightGradient& args, const Cpu& cpu
 void dequantize_rows_cpu(float* out, const WeightView& w, int64_t row_begin, int64_t row_count, const Cpu& cpu);
 
 #if defined(QN_WITH_CUDA)
+// Up to three weights of one K, one below the other, whose product is one: q, k and v; gate and up. Refers to the
+// views.
+class WeightStack {
+ public:
+  WeightStack(const WeightView& only) : parts_(&only), count_(1) {}
+  template <int count>
+  explicit WeightStack(const WeightView (&parts)[count]) : WeightStack(parts, count) {}
+  WeightStack(const WeightView* parts, int count) : parts_(parts), count_(count) {}
+  const WeightView* begin() const { return parts_; }
+  const WeightView* end() const { return parts_ + count_; }
+  int count() const { return count_; }
+  int64_t cols() const { return parts_->cols; }
+  int64_t rows() const {
+    int64_t sum = 0;
+    for (const WeightView& part : *this) sum += part.rows;
+    return sum;
+  }
+
+ private:
+  const WeightView* parts_;
+  int count_;
+};
+
 // On CUDA activations and gradients of activations are bf16, sums f32; y and dw are bf16, rounded once, or f32.
-// Weights: NVFP4, whose code · scale is exact in bf16 and whose global scale multiplies the sum, or bf16. With a
-// residual the product is two products, so a bf16 y is rounded twice. Up to kGemvTokens tokens of y read the packed
-// weight directly (ops/gemv.h); other products decode slices of rows to scratch, small enough to stay in L2, and call
-// cuBLASLt. Pointers on the device, activations 16-byte aligned, scratch 256-byte aligned. Nothing is allocated,
+// Weights: NVFP4, whose code · scale is exact in bf16 and whose global scale multiplies the sum, or bf16. NVFP4 weights
+// of a stack are one product when their global scales are equal or powers of two, else one each. With a residual the
+// product is two products, so a bf16 y is rounded twice. Up to gemv_tokens tokens of y read the packed weight directly,
+// kGemvTokens at a time (ops/gemv.h); other products decode slices to scratch, of rows for y and of columns for dx, and
+// call cuBLASLt. Pointers on the device, activations 16-byte aligned, scratch 256-byte aligned. Nothing is allocated,
 // nothing waits; two runs with equally much scratch give equal bytes.
+constexpr int64_t kLinearSliceBytes = int64_t{24} << 20;
+constexpr int64_t kLinearGemvTokens = kGemvTokens;
 struct LinearCuda {
   CublasLt& blas;
   void* scratch;          // one product at a time
-  int64_t scratch_bytes;  // what the functions below say, or more: all of it is used, in larger slices
+  int64_t scratch_bytes;  // what the functions below say, or more or less: all of it is used, in larger slices
   CudaStream stream;
+  int64_t gemv_tokens = kLinearGemvTokens;
 };
 
-int64_t linear_cuda_scratch_bytes(const WeightView& w);
-void linear_cuda(void* y, CudaFloat y_type, const uint16_t* x, const WeightView& w, int64_t T, bool accumulate,
+// With slices of up to slice_bytes.
+int64_t linear_cuda_scratch_bytes(const WeightStack& w, int64_t slice_bytes = kLinearSliceBytes);
+// y[T, N] over all N rows of the stack.
+void linear_cuda(void* y, CudaFloat y_type, const uint16_t* x, const WeightStack& w, int64_t T, bool accumulate,
                  const LinearCuda& cuda);
 
 // When dx needs more than one product, they are added in f32 in scratch and dx rounds once.
-int64_t linear_backward_input_cuda_scratch_bytes(const WeightView& w, int64_t T);
-void linear_backward_input_cuda(uint16_t* dx, const uint16_t* dy, const WeightView& w, int64_t T, bool accumulate,
+int64_t linear_backward_input_cuda_scratch_bytes(const WeightStack& w, int64_t T,
+                                                 int64_t slice_bytes = kLinearSliceBytes);
+// dx[T, K] = dy[T, N] · w over all N rows of the stack.
+void linear_backward_input_cuda(uint16_t* dx, const uint16_t* dy, const WeightStack& w, int64_t T, bool accumulate,
                                 const LinearCuda& cuda);
 
 struct LinearWeightGradientCuda {

@@ -19,16 +19,19 @@ const FEW: [T: number, N: number, K: number][] = [
   [6, 130, 288],
   [7, 515, 240],
   [8, 1100, 512],
-  [1, 2560, 4096],
-  [8, 300, 9728],
+  [1, 2560, 1024],
+  [8, 40, 9728],
 ]
-/** Many tokens: one slice, and N · K large enough for two. */
+/** Many tokens. */
 const MANY: [T: number, N: number, K: number][] = [
   [9, 40, 320],
   [33, 200, 256],
-  [130, 31, 2560],
-  [16, 5120, 2560],
+  [130, 31, 592],
+  [16, 700, 400],
 ]
+/** Slices of 128 rows or 64 columns, which the larger of these shapes have several of; and the default, one slice. */
+const SLICES = [{ sliceBytes: 0 }, {}]
+const THREADS = { threads: 16 }
 
 /**
  * bf16 output: 8 significant bits, so half a unit in the last place is up to 2^-8 of the value, twice that where a residual
@@ -44,15 +47,17 @@ const poisoned = (count: number, f32: boolean) =>
   f32 ? new Float32Array(count).fill(NaN) : new Uint16Array(count).fill(0x7fc0)
 const values = (array: Float32Array | Uint16Array) => (array instanceof Float32Array ? array : fromBf16(array))
 
-function linear(x: Uint16Array, weight: Weight, T: number, f32: boolean, options: object = {}): Float32Array {
-  const y = poisoned(T * weight.rows, f32)
+const rowsOf = (weight: Weight | Weight[]) => [weight].flat().reduce((sum, part) => sum + part.rows, 0)
+
+function linear(x: Uint16Array, weight: Weight | Weight[], T: number, f32: boolean, options: object = {}) {
+  const y = poisoned(T * rowsOf(weight), f32)
   ops.linearCuda!(y, x, weight, T, false, options)
   return values(y)
 }
 
 function reference(x: Uint16Array, weight: Weight, T: number): Float32Array {
   const y = new Float32Array(T * weight.rows)
-  ops.linearReference!(y, fromBf16(x), weight, T, { isa: 'portable', threads: 4 })
+  ops.linearReference!(y, fromBf16(x), weight, T, { isa: 'portable', ...THREADS })
   return y
 }
 
@@ -62,11 +67,15 @@ withCuda(`matrix products on CUDA${probe.reason && ` (${probe.reason})`}`, () =>
       const weight = seededWeight(kind, N, K, N + K)
       const x = toBf16(seededValues(T * K, T + 11))
       const expected = reference(x, weight, T)
-      for (const f32 of [true, false]) {
+      for (const [f32, slices] of [
+        [true, SLICES[0]],
+        [true, SLICES[1]],
+        [false, SLICES[0]],
+      ] as const) {
         // A bf16 y of two products also rounds the first, which is up to about the largest of the sums.
         const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
         const first = kind === 'nvfp4+residual' && !f32 ? 2 ** -8 * largest : 0
-        expectClose(linear(x, weight, T, f32), expected, atol(K) + first, rtol(kind, f32))
+        expectClose(linear(x, weight, T, f32, slices), expected, atol(K) + first, rtol(kind, f32))
       }
     }
   })
@@ -119,26 +128,28 @@ withCuda(`matrix products on CUDA${probe.reason && ` (${probe.reason})`}`, () =>
     }
   })
 
-  it('the gradient of x is dy · w, in one slice and in two', () => {
+  it('the gradient of x is dy · w, in one slice and in several', () => {
     for (const kind of KINDS) {
       for (const [T, N, K] of [...MANY, [1, 48, 64], [5, 33, 272]] as const) {
         const weight = seededWeight(kind, N, K, N + K)
         const dy = toBf16(seededValues(T * N, T + 3))
         const expected = new Float32Array(T * K)
-        ops.linearBackwardInput!(expected, fromBf16(dy), weight, T, false, { threads: 4 })
-        const dx = poisoned(T * K, false)
-        ops.linearBackwardInputCuda!(dx, dy, weight, T, false)
-        // One product per slice, one rounding in all, except two products in a small weight with a residual: also one.
-        const once = values(dx)
-        expectClose(once, expected, 2 * atol(N), 2 ** -8 + 1e-5)
-        const twice = (dx as Uint16Array).slice()
-        ops.linearBackwardInputCuda!(twice, dy, weight, T, true)
-        expectClose(
-          values(twice),
-          expected.map((value, i) => value + once[i]!),
-          2 * atol(N),
-          2 ** -8 + 1e-5,
-        )
+        ops.linearBackwardInput!(expected, fromBf16(dy), weight, T, false, THREADS)
+        for (const slices of SLICES) {
+          const dx = poisoned(T * K, false)
+          ops.linearBackwardInputCuda!(dx, dy, weight, T, false, slices)
+          // One rounding in all, also of two products.
+          const once = values(dx)
+          expectClose(once, expected, 2 * atol(N), 2 ** -8 + 1e-5)
+          const twice = (dx as Uint16Array).slice()
+          ops.linearBackwardInputCuda!(twice, dy, weight, T, true, slices)
+          expectClose(
+            values(twice),
+            expected.map((value, i) => value + once[i]!),
+            2 * atol(N),
+            2 ** -8 + 1e-5,
+          )
+        }
       }
     }
   })
@@ -188,11 +199,53 @@ withCuda(`matrix products on CUDA${probe.reason && ` (${probe.reason})`}`, () =>
     }
   })
 
-  it('takes more scratch for larger slices', () => {
-    const [T, N, K] = [16, 5120, 2560]
-    const weight = seededWeight('nvfp4', N, K, 3)
-    const x = toBf16(seededValues(T * K, 4))
-    expectClose(linear(x, weight, T, true, { extraScratch: 2 ** 25 }), linear(x, weight, T, true), 2 * atol(K), 1e-6)
+  it('multiplies a stack of weights as one', () => {
+    const K = 272
+    const of = (kind: WeightKind, globalScale: number, N: number) => ({ ...seededWeight(kind, N, K, N), globalScale })
+    const stacks: Record<string, Weight[]> = {
+      'one scale': [of('nvfp4', 0.3, 300), of('nvfp4', 0.3, 70), of('nvfp4', 0.3, 33)],
+      'powers of two': [of('nvfp4', 0.25, 40), of('nvfp4', 2 ** -12, 300), of('nvfp4', 4, 1)],
+      'any scales': [of('nvfp4', 0.3, 40), of('nvfp4', 0.7, 300)],
+      residuals: [of('nvfp4+residual', 0.25, 40), of('nvfp4', 0.25, 130)],
+      dense: [of('bf16', 1, 40), of('nvfp4', 0.25, 130)],
+    }
+    for (const stack of Object.values(stacks)) {
+      const N = rowsOf(stack)
+      for (const T of [1, 5, 40]) {
+        const [x, dy] = [toBf16(seededValues(T * K, 1)), toBf16(seededValues(T * N, 2))]
+        const y = new Float32Array(T * N)
+        const dx = new Float32Array(T * K)
+        const wide = fromBf16(dy)
+        const columns = (from: number, count: number) => wide.filter((_, i) => i % N >= from && i % N < from + count)
+        let first = 0
+        for (const part of stack) {
+          reference(x, part, T).forEach((value, i) => {
+            y[Math.floor(i / part.rows) * N + first + (i % part.rows)] = value
+          })
+          ops.linearBackwardInput!(dx, columns(first, part.rows), part, T, true, THREADS)
+          first += part.rows
+        }
+        const largest = y.reduce((most, value) => Math.max(most, Math.abs(value)), 0)
+        for (const slices of SLICES) {
+          expectClose(linear(x, stack, T, true, slices), y, 4 * atol(K), 1e-6)
+          expectClose(linear(x, stack, T, false, slices), y, 4 * atol(K) + 2 ** -8 * largest, 2 ** -8)
+          const ours = poisoned(T * K, false)
+          ops.linearBackwardInputCuda!(ours, dy, stack, T, false, slices)
+          expectClose(values(ours), dx, 16 * atol(N), 2 ** -8 + 1e-5)
+        }
+      }
+    }
+  })
+
+  it('reads the packed weight eight tokens at a time when asked to', () => {
+    for (const kind of ['nvfp4', 'nvfp4+residual'] as const) {
+      const [T, N, K] = [21, 130, 272]
+      const weight = seededWeight(kind, N, K, 3)
+      const x = toBf16(seededValues(T * K, 4))
+      const y = linear(x, weight, T, true, { gemvTokens: 32 })
+      expectClose(y, reference(x, weight, T), atol(K), 1e-6)
+      expect(y.slice(16 * N)).toEqual(linear(x.slice(16 * K), weight, 5, true))
+    }
   })
 
   it('writes zeros when there is nothing to sum', () => {

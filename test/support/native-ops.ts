@@ -25,12 +25,14 @@ export const ops: Ops = addon.ops
 
 /** Deterministic, non-degenerate values in (-1, 1) times `scale` (mulberry32). */
 export function seededValues(count: number, seed: number, scale = 1): Float32Array {
+  const values = new Float32Array(count)
   let state = seed >>> 0
-  return Float32Array.from({ length: count }, () => {
+  for (let i = 0; i < count; i++) {
     state = (state + 0x6d2b79f5) >>> 0
     let t = state
     t = Math.imul(t ^ (t >>> 15), t | 1)
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return (((t ^ (t >>> 14)) >>> 0) / 2147483648 - 1) * scale
-  })
+    values[i] = (((t ^ (t >>> 14)) >>> 0) / 2147483648 - 1) * scale
+  }
+  return values
 }

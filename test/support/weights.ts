@@ -36,7 +36,9 @@ const f16Bits = (value: number) => {
 /** Bytes from [low, high], every value of the range in turn mixed with seeded ones. */
 function seededBytes(count: number, seed: number, low: number, high: number): Uint8Array {
   const values = seededValues(count, seed)
-  return Uint8Array.from(values, (value) => low + Math.floor(((value + 1) / 2) * (high - low + 1)))
+  const bytes = new Uint8Array(count)
+  for (let i = 0; i < count; i++) bytes[i] = low + Math.floor(((values[i]! + 1) / 2) * (high - low + 1))
+  return bytes
 }
 
 /**

@@ -1,9 +1,10 @@
 // Matrix products on device 0 from host arrays, bf16 as Uint16Array (y, dw: or Float32Array):
-//   linearCuda(y, x, weight, T, accumulate, { extraScratch? })
-//   linearBackwardInputCuda(dx, dy, weight, T, accumulate, { extraScratch? })
+//   linearCuda(y, x, weight | weight[], T, accumulate, { sliceBytes?, gemvTokens? })
+//   linearBackwardInputCuda(dx, dy, weight | weight[], T, accumulate, { sliceBytes? })
 //   linearBackwardWeightCuda(dw, dy, x, T, N, K, rowBegin, rowCount, accumulate)
 // and for benchmarks, on random data, as microseconds per launch inside a CUDA graph:
-//   linearCudaTime('forward' | 'input' | 'weight', 'nvfp4' | 'bf16', { T, N, K, extraScratch?, ringBytes }, replays)
+//   linearCudaTime('forward' | 'input' | 'weight', 'nvfp4' | 'bf16', { T, N, K, parts?, sliceBytes?, gemvTokens?,
+//                  ringBytes }, replays)    parts: how many weights of N / parts rows are one stack
 //   readCudaTime(bytes, ringBytes, replays)
 //   copyCudaTime(bytes, ringBytes, replays)
 // which walk through distinct weights of ringBytes in all, so that none is in L2 when it is read.
@@ -12,9 +13,8 @@
 #include <string>
 #include <vector>
 
-#include "binding/ops/ops.h"
+#include "binding/ops/cuda_ops.h"
 #include "core/cublaslt.h"
-#include "core/cuda_device.h"
 #include "core/cuda_graph_timer.h"
 #include "ops/linear.h"
 #include "ops/read_words.h"
@@ -24,14 +24,6 @@ namespace qn {
 namespace {
 
 #if defined(QN_WITH_CUDA)
-
-bool flag(const Napi::Value& value) { return value.IsBoolean() && value.As<Napi::Boolean>().Value(); }
-
-int64_t option(const Napi::Value& options, const char* name) {
-  if (!options.IsObject()) return 0;
-  const Napi::Value value = options.As<Napi::Object>().Get(name);
-  return value.IsNumber() ? integer(value) : 0;
-}
 
 // Made at the first use, on device 0, which is the current one unless someone chose another. Never destroyed: when the
 // process ends, the driver may be gone before it.
@@ -62,12 +54,6 @@ struct DeviceArray {
   }
 };
 
-CudaBuffer on_device(const void* data, int64_t bytes) {
-  CudaBuffer buffer(data ? bytes : 0);
-  if (buffer.bytes() > 0) buffer.upload(data);
-  return buffer;
-}
-
 // A weight whose arrays are copies on the device.
 struct DeviceWeight {
   WeightView view;
@@ -89,32 +75,54 @@ struct DeviceWeight {
   }
 };
 
+// One weight or an array of them.
+struct DeviceStack {
+  std::vector<DeviceWeight> weights;
+  std::vector<WeightView> views;
+
+  explicit DeviceStack(const Napi::Value& value) {
+    if (value.IsArray()) {
+      const auto array = value.As<Napi::Array>();
+      for (uint32_t i = 0; i < array.Length(); ++i) weights.emplace_back(weight_view(array.Get(i)));
+    } else {
+      weights.emplace_back(weight_view(value));
+    }
+    for (const DeviceWeight& weight : weights) views.push_back(weight.view);
+  }
+  WeightStack stack() const { return {views.data(), static_cast<int>(views.size())}; }
+};
+
+int64_t slice_bytes_of(const Napi::Value& options) { return option(options, "sliceBytes", kLinearSliceBytes); }
+
 struct Scratch {
   CudaBuffer buffer;
   LinearCuda cuda;
-  explicit Scratch(int64_t bytes) : buffer(bytes), cuda{blas(), buffer.as<void>(), bytes, nullptr} {}
+  explicit Scratch(int64_t bytes, const Napi::Value& options)
+      : buffer(bytes), cuda{blas(), buffer.as<void>(), bytes, nullptr} {
+    cuda.gemv_tokens = option(options, "gemvTokens", kLinearGemvTokens);
+  }
 };
 
 void run_linear(const Napi::CallbackInfo& info) {
   const DeviceArray y(info[0]), x(info[1]);
-  const DeviceWeight w(weight_view(info[2]));
-  const Scratch scratch(linear_cuda_scratch_bytes(w.view) + option(info[5], "extraScratch"));
-  linear_cuda(y.buffer.as<void>(), y.type, x.bf16(), w.view, integer(info[3]), flag(info[4]), scratch.cuda);
+  const DeviceStack w(info[2]);
+  const Scratch scratch(linear_cuda_scratch_bytes(w.stack(), slice_bytes_of(info[5])), info[5]);
+  linear_cuda(y.buffer.as<void>(), y.type, x.bf16(), w.stack(), integer(info[3]), flag(info[4]), scratch.cuda);
   y.download();
 }
 
 void run_backward_input(const Napi::CallbackInfo& info) {
   const DeviceArray dx(info[0]), dy(info[1]);
-  const DeviceWeight w(weight_view(info[2]));
+  const DeviceStack w(info[2]);
   const int64_t T = integer(info[3]);
-  const Scratch scratch(linear_backward_input_cuda_scratch_bytes(w.view, T) + option(info[5], "extraScratch"));
-  linear_backward_input_cuda(dx.bf16(), dy.bf16(), w.view, T, flag(info[4]), scratch.cuda);
+  const Scratch scratch(linear_backward_input_cuda_scratch_bytes(w.stack(), T, slice_bytes_of(info[5])), info[5]);
+  linear_backward_input_cuda(dx.bf16(), dy.bf16(), w.stack(), T, flag(info[4]), scratch.cuda);
   dx.download();
 }
 
 void run_backward_weight(const Napi::CallbackInfo& info) {
   const DeviceArray dw(info[0]), dy(info[1]), x(info[2]);
-  const Scratch scratch(linear_backward_weight_cuda_scratch_bytes());
+  const Scratch scratch(linear_backward_weight_cuda_scratch_bytes(), info[9]);
   linear_backward_weight_cuda({.dw = dw.buffer.as<void>(),
                                .dy = dy.bf16(),
                                .x = x.bf16(),
@@ -129,73 +137,42 @@ void run_backward_weight(const Napi::CallbackInfo& info) {
   dw.download();
 }
 
-// `bytes` on the device of low + random % span, 64 MiB of them made on the host and repeated (xorshift, Marsaglia
-// 2003).
-CudaBuffer random_bytes(int64_t bytes, uint32_t low, uint32_t span) {
-  std::vector<uint8_t> first(static_cast<size_t>(std::min<int64_t>(bytes, int64_t{64} << 20)));
-  uint32_t state = 2463534242u;
-  for (uint8_t& byte : first) {
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    byte = static_cast<uint8_t>(low + (state >> 8) % span);
-  }
-  const auto piece = static_cast<int64_t>(first.size());
-  CudaBuffer seed = on_device(first.data(), piece);
-  CudaBuffer all(bytes);
-  for (int64_t at = 0; at < bytes; at += piece) {
-    cuda_copy(all.as<uint8_t>() + at, seed.as<uint8_t>(), std::min(piece, bytes - at), nullptr);
-  }
-  return all;  // freeing `seed` waits for the copies
-}
-
-// bf16 values over ±[0.5, 2): a high byte of 0x3f or 0xbf with any low byte.
-CudaBuffer random_bf16(int64_t count) {
-  std::vector<uint16_t> first(static_cast<size_t>(std::min<int64_t>(count, int64_t{16} << 20)));
-  uint32_t state = 88172645u;
-  for (uint16_t& value : first) {
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    value = static_cast<uint16_t>(0x3f00u | (state & 0x80ffu));
-  }
-  const auto piece = static_cast<int64_t>(first.size());
-  CudaBuffer seed = on_device(first.data(), piece * 2);
-  CudaBuffer all(count * 2);
-  for (int64_t at = 0; at < count; at += piece) {
-    cuda_copy(all.as<uint16_t>() + at, seed.as<uint16_t>(), std::min(piece, count - at) * 2, nullptr);
-  }
-  return all;
-}
-
 double time_linear(const std::string& product, bool nvfp4, const Napi::Value& dims, int64_t replays) {
-  const int64_t T = option(dims, "T"), N = option(dims, "N"), K = option(dims, "K");
+  const int64_t T = option(dims, "T"), N = option(dims, "N"), K = option(dims, "K"), parts = option(dims, "parts", 1);
   const int64_t weight_bytes = nvfp4 ? N * K / 16 * 9 : 2 * N * K;
   const int64_t weights = std::max<int64_t>(1, (option(dims, "ringBytes") + weight_bytes - 1) / weight_bytes);
-  WeightView w;
-  w.storage = nvfp4 ? Storage::kNvfp4 : Storage::kBF16;
-  w.rows = N;
-  w.cols = K;
   const bool uses_weight = product != "weight";
   const CudaBuffer codes = random_bytes(uses_weight && nvfp4 ? weights * N * K / 2 : 0, 0, 256);
   const CudaBuffer scales = random_bytes(uses_weight && nvfp4 ? weights * N * K / 16 : 0, 0x28, 0x15);
   const CudaBuffer dense = random_bf16(uses_weight && !nvfp4 ? weights * N * K : 0);
   const CudaBuffer x = random_bf16(T * K), y = random_bf16(T * N), dw(product == "weight" ? N * K * 2 : 0);
-  w.packed = {codes.as<uint8_t>(), scales.as<uint8_t>(), 1.0f};
-  const int64_t bytes = std::max({linear_cuda_scratch_bytes(w), linear_backward_input_cuda_scratch_bytes(w, T),
-                                  linear_backward_weight_cuda_scratch_bytes()}) +
-                        option(dims, "extraScratch");
-  const Scratch scratch(bytes);
+  std::vector<WeightView> views(static_cast<size_t>(parts));
+  const WeightStack stack(views.data(), static_cast<int>(parts));
+  const auto place = [&](int64_t i) {
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t at = i * N * K + part * (N / parts) * K;
+      WeightView& w = views[static_cast<size_t>(part)];
+      w.storage = nvfp4 ? Storage::kNvfp4 : Storage::kBF16;
+      w.rows = N / parts;
+      w.cols = K;
+      w.packed = {codes.as<uint8_t>() + at / 2, scales.as<uint8_t>() + at / 16, part % 2 == 0 ? 1.0f : 0.5f};
+      w.dense = dense.as<uint16_t>() + at;
+    }
+  };
+  place(0);
+  const int64_t slice_bytes = slice_bytes_of(dims);
+  const Scratch scratch(std::max({linear_cuda_scratch_bytes(stack, slice_bytes),
+                                  linear_backward_input_cuda_scratch_bytes(stack, T, slice_bytes),
+                                  linear_backward_weight_cuda_scratch_bytes()}),
+                        dims);
   return cuda_graph_microseconds(weights, replays, [&](int64_t i, CudaStream stream) {
     LinearCuda cuda = scratch.cuda;
     cuda.stream = stream;
-    w.packed.codes = codes.as<uint8_t>() + i * (N * K / 2);
-    w.packed.scales = scales.as<uint8_t>() + i * (N * K / 16);
-    w.dense = dense.as<uint16_t>() + i * (N * K);
+    place(i);
     if (product == "forward") {
-      linear_cuda(y.as<void>(), CudaFloat::kBF16, x.as<uint16_t>(), w, T, false, cuda);
+      linear_cuda(y.as<void>(), CudaFloat::kBF16, x.as<uint16_t>(), stack, T, false, cuda);
     } else if (product == "input") {
-      linear_backward_input_cuda(x.as<uint16_t>(), y.as<uint16_t>(), w, T, false, cuda);
+      linear_backward_input_cuda(x.as<uint16_t>(), y.as<uint16_t>(), stack, T, false, cuda);
     } else {
       linear_backward_weight_cuda(
           {dw.as<void>(), y.as<uint16_t>(), x.as<uint16_t>(), T, N, K, 0, N, CudaFloat::kBF16, false}, cuda);
@@ -231,43 +208,20 @@ Napi::Value run_time_copy(const Napi::CallbackInfo& info) {
   return number_of(info, time_read(integer(info[0]), integer(info[1]), integer(info[2]), true));
 }
 
-#else
-// Without CUDA code require_cuda() has thrown before these.
-void run_linear(const Napi::CallbackInfo&) {}
-void run_backward_input(const Napi::CallbackInfo&) {}
-void run_backward_weight(const Napi::CallbackInfo&) {}
-Napi::Value run_time_linear(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
-Napi::Value run_time_read(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
-Napi::Value run_time_copy(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 #endif
-
-template <void (*run)(const Napi::CallbackInfo&)>
-void with_cuda(const Napi::CallbackInfo& info) {
-  guarded(info.Env(), [&] {
-    require_cuda();
-    run(info);
-  });
-}
-
-template <Napi::Value (*run)(const Napi::CallbackInfo&)>
-Napi::Value timed(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    require_cuda();
-    return run(info);
-  });
-}
 
 }  // namespace
 
 void register_linear_cuda_ops(Napi::Env env, Napi::Object ops) {
-  ops.Set("linearCuda", Napi::Function::New<with_cuda<run_linear>>(env, "linearCuda"));
+  ops.Set("linearCuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_linear)>, "linearCuda"));
   ops.Set("linearBackwardInputCuda",
-          Napi::Function::New<with_cuda<run_backward_input>>(env, "linearBackwardInputCuda"));
+          Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_backward_input)>, "linearBackwardInputCuda"));
   ops.Set("linearBackwardWeightCuda",
-          Napi::Function::New<with_cuda<run_backward_weight>>(env, "linearBackwardWeightCuda"));
-  ops.Set("linearCudaTime", Napi::Function::New<timed<run_time_linear>>(env, "linearCudaTime"));
-  ops.Set("readCudaTime", Napi::Function::New<timed<run_time_read>>(env, "readCudaTime"));
-  ops.Set("copyCudaTime", Napi::Function::New<timed<run_time_copy>>(env, "copyCudaTime"));
+          Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_backward_weight)>, "linearBackwardWeightCuda"));
+  ops.Set("linearCudaTime",
+          Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(run_time_linear)>, "linearCudaTime"));
+  ops.Set("readCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(run_time_read)>, "readCudaTime"));
+  ops.Set("copyCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(run_time_copy)>, "copyCudaTime"));
 }
 
 }  // namespace qn

@@ -1,12 +1,15 @@
 // NVFP4 ops: quantizeNvfp4(codes, scales, x, N, K, { globalScale, rounding, scaleRule, seed, parameter, step, stream,
 // firstRow }), dequantizeNvfp4(out, codes, scales, N, K, { globalScale }), amax(x, N, K), twoLevelGlobalScale(amax),
 // toBlockedScales(blocked, scales, rows, cols), fromBlockedScales(scales, blocked, rows, cols), and the scalar codecs.
-// quantizeNvfp4Cuda and dequantizeNvfp4Cuda take the same arguments, the latter a Uint16Array too (bf16), and copy them
-// to device 0 and back.
+// quantizeNvfp4Cuda, amaxCuda and dequantizeNvfp4Cuda take the same arguments, a Uint16Array (bf16) for a Float32Array
+// too, and copy them to device 0 and back. For benchmarks, on random data of the tensor [N, K], distinct ones of
+// ringBytes of bf16 in all, as microseconds per launch inside a CUDA graph:
+//   nvfp4CudaTime('dequantize' | 'quantize' | 'amax', { N, K, ringBytes, variant? }, replays)
+#include <algorithm>
 #include <string>
 
-#include "binding/ops/ops.h"
-#include "core/cuda_device.h"
+#include "binding/ops/cuda_ops.h"
+#include "core/cuda_graph_timer.h"
 #include "ops/quantize.h"
 
 namespace qn {
@@ -41,12 +44,16 @@ uint64_t seed_option(const Napi::Object& options) {
   return seed.As<Napi::BigInt>().Uint64Value(&lossless);
 }
 
+bool is_bf16(const Napi::Value& value) {
+  return value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint16_array;
+}
+
 QuantizeArgs quantize_args(const Napi::CallbackInfo& info) {
   const Napi::Object options = options_of(info);
   QuantizeArgs args{};
   args.codes = array_data<uint8_t>(info[0]);
   args.scales = array_data<uint8_t>(info[1]);
-  args.x = array_data<float>(info[2]);
+  args.x = is_bf16(info[2]) ? nullptr : array_data<float>(info[2]);
   args.N = integer(info[3]);
   args.K = integer(info[4]);
   args.global_scale = static_cast<float>(number_option(options, "globalScale", 1));
@@ -83,35 +90,67 @@ void dequantize(const Napi::CallbackInfo& info) {
 }
 
 #if defined(QN_WITH_CUDA)
-CudaBuffer on_device(const void* data, int64_t bytes) {
-  CudaBuffer buffer(bytes);
-  buffer.upload(data);
-  return buffer;
+// Where a kernel notes the first value that is not finite.
+class FirstBad {
+ public:
+  FirstBad() : buffer_(on_device(&kNone, sizeof(kNone))) {}
+  uint64_t* get() const { return buffer_.as<uint64_t>(); }
+  void refuse(int64_t K) const {
+    uint64_t first = 0;
+    buffer_.download(&first);
+    if (first == kNone) return;
+    fail(Code::kNonFiniteWeight, "the value at row %lld, column %lld is not finite, which NVFP4 cannot hold",
+         static_cast<long long>(first) / static_cast<long long>(K),
+         static_cast<long long>(first) % static_cast<long long>(K));
+  }
+
+ private:
+  static constexpr uint64_t kNone = UINT64_MAX;
+  CudaBuffer buffer_;
+};
+
+CudaBuffer values_on_device(const Napi::Value& value) {
+  const auto bytes = static_cast<int64_t>(value.As<Napi::TypedArray>().ByteLength());
+  return is_bf16(value) ? on_device(array_data<uint16_t>(value), bytes) : on_device(array_data<float>(value), bytes);
 }
 
-void run_quantize_cuda(QuantizeArgs args) {
-  const int64_t count = args.N * args.K;
-  CudaBuffer codes(count / 2), scales(count / kBlockSize);
-  const CudaBuffer x = on_device(args.x, count * 4);
-  uint64_t first_bad = UINT64_MAX;
-  const CudaBuffer bad = on_device(&first_bad, sizeof(first_bad));
+void quantize_cuda(const Napi::CallbackInfo& info) {
+  QuantizeArgs args = quantize_args(info);
+  const CudaBuffer codes(args.N * args.K / 2), scales(args.N * args.K / kBlockSize), x = values_on_device(info[2]);
+  const FirstBad bad;
   uint8_t *host_codes = args.codes, *host_scales = args.scales;
   args.codes = codes.as<uint8_t>();
   args.scales = scales.as<uint8_t>();
   args.x = x.as<float>();
-  quantize_nvfp4_cuda(args, bad.as<uint64_t>(), nullptr);
-  bad.download(&first_bad);
-  if (first_bad != UINT64_MAX) {
-    fail(Code::kNonFiniteWeight, "the value at row %lld, column %lld is not finite, which NVFP4 cannot hold",
-         static_cast<long long>(first_bad) / static_cast<long long>(args.K),
-         static_cast<long long>(first_bad) % static_cast<long long>(args.K));
+  if (is_bf16(info[2])) {
+    quantize_nvfp4_bf16_cuda(x.as<uint16_t>(), args, bad.get(), nullptr);
+  } else {
+    quantize_nvfp4_cuda(args, bad.get(), nullptr);
   }
+  bad.refuse(args.K);
   codes.download(host_codes);
   scales.download(host_scales);
 }
 
-// `out` is f32 or, when `bf16`, bf16.
-void run_dequantize_cuda(DequantizeArgs args, void* out, bool bf16) {
+Napi::Value amax_on_cuda(const Napi::CallbackInfo& info) {
+  const int64_t K = integer(info[2]), count = integer(info[1]) * K;
+  const CudaBuffer x = values_on_device(info[0]);
+  const FirstBad bad;
+  float amax = 0;
+  const CudaBuffer largest = on_device(&amax, sizeof(amax));
+  if (is_bf16(info[0])) {
+    amax_bf16_cuda(largest.as<float>(), bad.get(), x.as<uint16_t>(), count, nullptr);
+  } else {
+    amax_cuda(largest.as<float>(), bad.get(), x.as<float>(), count, nullptr);
+  }
+  bad.refuse(K);
+  largest.download(&amax);
+  return Napi::Number::New(info.Env(), amax);
+}
+
+void dequantize_cuda(const Napi::CallbackInfo& info) {
+  const bool bf16 = is_bf16(info[0]);
+  DequantizeArgs args = dequantize_args(info);
   const int64_t count = args.N * args.K;
   const CudaBuffer codes = on_device(args.codes, count / 2), scales = on_device(args.scales, count / kBlockSize);
   const CudaBuffer values(count * (bf16 ? 2 : 4));
@@ -123,30 +162,42 @@ void run_dequantize_cuda(DequantizeArgs args, void* out, bool bf16) {
   } else {
     dequantize_nvfp4_cuda(args, nullptr);
   }
-  values.download(out);
+  values.download(bf16 ? static_cast<void*>(array_data<uint16_t>(info[0])) : array_data<float>(info[0]));
 }
-#else
-// Without CUDA code require_cuda() has thrown before these.
-void run_quantize_cuda(const QuantizeArgs&) {}
-void run_dequantize_cuda(const DequantizeArgs&, void*, bool) {}
+
+Napi::Value codec_time(const Napi::CallbackInfo& info) {
+  const std::string op = info[0].ToString().Utf8Value();
+  const Napi::Value dims = info[1];
+  const int64_t N = option(dims, "N"), K = option(dims, "K"), count = N * K;
+  const int64_t tensors = std::max<int64_t>(1, option(dims, "ringBytes") / (2 * count));
+  const int variant = static_cast<int>(option(dims, "variant"));
+  const CudaBuffer codes = random_bytes(tensors * count / 2, 0, 256);
+  const CudaBuffer scales = random_bytes(tensors * count / kBlockSize, 0x28, 0x15);
+  const CudaBuffer x = random_bf16(tensors * count);
+  const float zero = 0;
+  const CudaBuffer largest = on_device(&zero, sizeof(zero));
+  const FirstBad bad;
+  return Napi::Number::New(
+      info.Env(), cuda_graph_microseconds(tensors, integer(info[2]), [&](int64_t i, CudaStream stream) {
+        uint8_t *codes_i = codes.as<uint8_t>() + i * count / 2,
+                *scales_i = scales.as<uint8_t>() + i * count / kBlockSize;
+        uint16_t* x_i = x.as<uint16_t>() + i * count;
+        if (op == "dequantize") {
+          dequantize_nvfp4_bf16_cuda(x_i, {nullptr, codes_i, scales_i, N, K, 0.5f}, stream, variant);
+        } else if (op == "quantize") {
+          QuantizeArgs args{};
+          args.codes = codes_i;
+          args.scales = scales_i;
+          args.N = N;
+          args.K = K;
+          args.global_scale = 0x1p-11f;
+          quantize_nvfp4_bf16_cuda(x_i, args, bad.get(), stream, variant);
+        } else {
+          amax_bf16_cuda(largest.as<float>(), bad.get(), x_i, count, stream);
+        }
+      }));
+}
 #endif
-
-void quantize_cuda(const Napi::CallbackInfo& info) {
-  guarded(info.Env(), [&] {
-    require_cuda();
-    run_quantize_cuda(quantize_args(info));
-  });
-}
-
-void dequantize_cuda(const Napi::CallbackInfo& info) {
-  guarded(info.Env(), [&] {
-    require_cuda();
-    const bool bf16 = info[0].As<Napi::TypedArray>().TypedArrayType() == napi_uint16_array;
-    DequantizeArgs args = dequantize_args(info);
-    run_dequantize_cuda(args, bf16 ? static_cast<void*>(array_data<uint16_t>(info[0])) : array_data<float>(info[0]),
-                        bf16);
-  });
-}
 
 Napi::Value probe(const Napi::CallbackInfo& info) {
   const CudaProbe probe = probe_cuda();
@@ -209,8 +260,10 @@ Napi::Value philox(const Napi::CallbackInfo& info) {
 void register_nvfp4_ops(Napi::Env env, Napi::Object ops) {
   ops.Set("quantizeNvfp4", Napi::Function::New(env, quantize));
   ops.Set("dequantizeNvfp4", Napi::Function::New(env, dequantize));
-  ops.Set("quantizeNvfp4Cuda", Napi::Function::New(env, quantize_cuda));
-  ops.Set("dequantizeNvfp4Cuda", Napi::Function::New(env, dequantize_cuda));
+  ops.Set("quantizeNvfp4Cuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(quantize_cuda)>));
+  ops.Set("dequantizeNvfp4Cuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(dequantize_cuda)>));
+  ops.Set("amaxCuda", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(amax_on_cuda)>));
+  ops.Set("nvfp4CudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(codec_time)>));
   ops.Set("probeCuda", Napi::Function::New(env, probe));
   ops.Set("amax", Napi::Function::New(env, amax));
   ops.Set("twoLevelGlobalScale", Napi::Function::New(env, global_scale));

@@ -1,0 +1,52 @@
+// What the CUDA ops for tests and benchmarks share: arrays on device 0 and the refusal without one.
+#pragma once
+
+#include "binding/ops/ops.h"
+#include "core/cuda_device.h"
+
+namespace qn {
+
+inline bool flag(const Napi::Value& value) { return value.IsBoolean() && value.As<Napi::Boolean>().Value(); }
+
+// options[name], or `otherwise`.
+inline int64_t option(const Napi::Value& options, const char* name, int64_t otherwise = 0) {
+  if (!options.IsObject()) return otherwise;
+  const Napi::Value value = options.As<Napi::Object>().Get(name);
+  return value.IsNumber() ? integer(value) : otherwise;
+}
+
+// A copy on the device, empty without data.
+CudaBuffer on_device(const void* data, int64_t bytes);
+// `bytes` of low + random % span.
+CudaBuffer random_bytes(int64_t bytes, uint32_t low, uint32_t span);
+// bf16 values over ±[0.5, 2).
+CudaBuffer random_bf16(int64_t count);
+
+// run(info) as a JS function, once there is a device.
+template <void (*run)(const Napi::CallbackInfo&)>
+void with_cuda(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    require_cuda();
+    run(info);
+  });
+}
+template <Napi::Value (*run)(const Napi::CallbackInfo&)>
+Napi::Value value_with_cuda(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    require_cuda();
+    return run(info);
+  });
+}
+
+// Stand in for CUDA code in a build without it, after require_cuda() has thrown.
+inline void no_cuda(const Napi::CallbackInfo&) {}
+inline Napi::Value no_cuda_value(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
+#if defined(QN_WITH_CUDA)
+#define QN_CUDA_RUN(run) run
+#define QN_CUDA_VALUE(run) run
+#else
+#define QN_CUDA_RUN(run) no_cuda
+#define QN_CUDA_VALUE(run) no_cuda_value
+#endif
+
+}  // namespace qn
