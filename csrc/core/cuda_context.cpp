@@ -130,6 +130,13 @@ void CudaContext::zero(void* to, int64_t bytes) {
   QN_CUDA_CHECK(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream_of(stream())));
 }
 
+void CudaContext::copy_in_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t width,
+                               int64_t rows) {
+  QN_CUDA_CHECK(cudaMemcpy2DAsync(to, static_cast<size_t>(to_stride), from, static_cast<size_t>(from_stride),
+                                  static_cast<size_t>(width), static_cast<size_t>(rows), cudaMemcpyHostToDevice,
+                                  stream_of(stream())));
+}
+
 CudaContext::Free CudaContext::free_memory() const {
   make_current();
   size_t available = 0, total = 0;
@@ -162,6 +169,7 @@ void CudaContext::copy_in(void*, const void*, int64_t) {}
 void CudaContext::copy_out(void*, const void*, int64_t) {}
 void CudaContext::copy(void*, const void*, int64_t) {}
 void CudaContext::zero(void*, int64_t) {}
+void CudaContext::copy_in_rows(void*, int64_t, const void*, int64_t, int64_t, int64_t) {}
 CudaContext::Free CudaContext::free_memory() const { return {0, 0}; }
 
 PinnedBuffer::PinnedBuffer(int64_t) { require_cuda(); }

@@ -56,6 +56,8 @@ class CudaContext {
   void copy_out(void* to, const void* from, int64_t bytes);
   void copy(void* to, const void* from, int64_t bytes);
   void zero(void* to, int64_t bytes);
+  // `rows` pieces of `width` bytes, stored `to_stride` and `from_stride` bytes apart.
+  void copy_in_rows(void* to, int64_t to_stride, const void* from, int64_t from_stride, int64_t width, int64_t rows);
 
   struct Free {
     int64_t free, total;  // bytes of the whole GPU, all processes

@@ -28,6 +28,7 @@ class Device {
   Cpu cpu(const CancelToken* cancel = nullptr) { return Cpu{pool_, isa_, cancel}; }
   int threads() const { return pool_.threads(); }
   Isa isa() const { return isa_; }
+  bool is_cuda() const { return cuda_index_ >= 0; }
   CudaContext* cuda() { return cuda_ ? &cuda_->context : nullptr; }  // null on the CPU. On the lane.
   // From any thread: ledger() and cuda() may be used.
   bool ready() const { return ready_; }

@@ -32,6 +32,9 @@ KvCache::KvCache(std::shared_ptr<Device> device, const ModelConfig& config, int6
     : device_(std::move(device)), config_(config), max_tokens_(max_tokens), dtype_(dtype) {
   if (dtype != DType::kF32 && dtype != DType::kF16 && dtype != DType::kBF16)
     fail(Code::kInvalidArgument, "Expected float32, float16 or bfloat16 for the dtype of a KV cache");
+  if (device_->is_cuda() && dtype != DType::kBF16) {
+    fail(Code::kUnsupported, "a KV cache on CUDA holds 'bf16': no other dtype is implemented there");
+  }
   if (max_tokens < 1)
     fail(Code::kInvalidArgument, "Expected maxTokens of at least 1 but received %lld", (long long)max_tokens);
 }
@@ -59,9 +62,11 @@ void KvCache::reserve(int64_t tokens) {
       continue;
     }
     const Page& current = pages_[static_cast<size_t>(i)];
-    if (current.use_count() == 2) continue;  // ours alone: pages_ and the copy of it here
+    // Ours alone: pages_, the copy of it here, and perhaps the table's.
+    const bool shown = i < static_cast<int64_t>(shown_.size()) && shown_[static_cast<size_t>(i)] == current;
+    if (current.use_count() == (shown ? 3 : 2)) continue;
     Page own = allocate();
-    std::memcpy(own->data(), current->data(), static_cast<size_t>(page_bytes()));
+    device_->copy(own->data(), current->data(), page_bytes());
     pages[static_cast<size_t>(i)] = std::move(own);
   }
   pages_ = std::move(pages);
@@ -102,8 +107,36 @@ void KvCache::truncate(int64_t tokens) {
   }
   seq_len_ = tokens;
   pages_.resize(static_cast<size_t>(std::min<int64_t>(pages_for(tokens), static_cast<int64_t>(pages_.size()))));
+  if (shown_.size() > pages_.size()) shown_.resize(pages_.size());
 }
 
-std::shared_ptr<KvCache> KvCache::fork() const { return std::make_shared<KvCache>(*this); }
+KvCache::DevicePages KvCache::device_pages(int64_t layer) {
+  const int64_t most = pages_for(max_tokens_);
+  if (!table_) table_ = Buffer(device_->ledger(), MemoryKind::kCache, config_.L * 2 * most * 8);
+  if (shown_ != pages_) {
+    size_t first = 0;
+    while (first < shown_.size() && first < pages_.size() && shown_[first] == pages_[first]) ++first;
+    if (const size_t count = pages_.size() - first; count > 0) {
+      std::vector<char*> columns;  // [L, 2, count]
+      for (int64_t plane = 0; plane < config_.L * 2; ++plane) {
+        for (size_t i = first; i < pages_.size(); ++i) {
+          columns.push_back(pages_[i]->as<char>() + plane * plane_bytes());
+        }
+      }
+      const auto width = static_cast<int64_t>(count) * 8;
+      device_->cuda()->copy_in_rows(table_.as<char*>() + first, most * 8, columns.data(), width, width, config_.L * 2);
+    }
+    shown_ = pages_;
+  }
+  uint16_t** k = table_.as<uint16_t*>() + layer * 2 * most;
+  return {k, k + most};
+}
+
+std::shared_ptr<KvCache> KvCache::fork() const {
+  auto fork = std::make_shared<KvCache>(device_, config_, max_tokens_, dtype_);
+  fork->seq_len_ = seq_len_;
+  fork->pages_ = pages_;
+  return fork;
+}
 
 }  // namespace qn

@@ -28,11 +28,16 @@ class KvCache {
   // its own.
   void reserve(int64_t tokens);
   // Writes k, v f32[T, KV, D] of one layer at positions seq_len .. seq_len + T - 1 (reserve() first).
-  void write(int64_t layer, const float* k, const float* v, int64_t T, const Cpu& cpu);
+  void write(int64_t layer, const float* k, const float* v, int64_t T, const Cpu& cpu);  // on the CPU
   // After every layer has written: seq_len += T.
   void advance(int64_t T) { seq_len_ += T; }
   // Page pointers of one layer, for ops/attention.h; valid until the next reserve, truncate or reset.
   void pages(int64_t layer, std::vector<const void*>& k, std::vector<const void*>& v) const;
+  // The same for CUDA: arrays on the device that stay where they are for the cache's life, brought up to date here.
+  struct DevicePages {
+    uint16_t *const *k, *const *v;
+  };
+  DevicePages device_pages(int64_t layer);
 
   void truncate(int64_t tokens);  // 0 <= tokens <= seq_len
   void reset() { truncate(0); }
@@ -52,6 +57,8 @@ class KvCache {
   int64_t max_tokens_, seq_len_ = 0;
   DType dtype_;
   std::vector<Page> pages_;
+  Buffer table_;             // CUDA: pointers [L, 2 (keys, values), most pages]
+  std::vector<Page> shown_;  // the pages that the table points to; holds them, so that no address is used twice
 };
 
 }  // namespace qn

@@ -103,5 +103,10 @@ void linear_backward_weight_cuda(const LinearWeightGradientCuda& args, const Lin
 
 // The truth: double accumulators, plain loops, decoded element by element. Used by tests and by compareForwardPaths.
 void linear_reference_cpu(float* y, const float* x, const WeightView& w, int64_t T, const Cpu& cpu);
+#if defined(QN_WITH_CUDA)
+// The same on the device, for weights in any storage; x bf16. T <= 65535.
+void linear_reference_cuda(void* y, CudaFloat y_type, const uint16_t* x, const WeightView& w, int64_t T,
+                           bool accumulate, CudaStream stream);
+#endif
 
 }  // namespace qn
