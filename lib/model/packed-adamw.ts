@@ -45,6 +45,9 @@ const optionNames = [
 
 const momentForms = ['nvfp4', 'int8', 'bf16', 'fp32'] as const
 
+/** On a GPU a matrix of a layer at once: one launch is cheaper than ten. */
+export const defaultStepChunkRows = (device: string): number => (device === 'cpu' ? 1024 : 12_288)
+
 /** What an optimizer is made of, checked. */
 export interface OptimizerPlan {
   lr: number
@@ -55,6 +58,7 @@ export interface OptimizerPlan {
 export function checkOptimizerOptions(
   options: OptimizerOptions | undefined,
   parameters: readonly Parameter[],
+  device: string,
 ): OptimizerPlan {
   const given = checkOptions(options, 'options', optionNames)
   const { betas = [0.9, 0.999], seed: givenSeed = 0, trainable = () => true } = given
@@ -82,7 +86,7 @@ export function checkOptimizerOptions(
       decayNorms: checkBoolean('decayNorms', given.decayNorms ?? true),
       weights: checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', 'nvfp4+residual', 'bf16', 'fp32']),
       moments: checkOneOf('moments', given.moments ?? given.state ?? 'nvfp4', momentForms),
-      stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? 1024, 1),
+      stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? defaultStepChunkRows(device), 1),
       residualInForward: checkBoolean('residualInForward', given.residualInForward ?? true),
       seed,
       trainable: trained,

@@ -136,7 +136,8 @@ export class Qwen3Nvfp4Model {
 
   /** An empty cache for one conversation. */
   createKvCache(options: KvCacheOptions): KvCache {
-    const { maxTokens, dtype = 'fp32' } = checkOptions(options, 'options', ['maxTokens', 'dtype'])
+    const given = checkOptions(options, 'options', ['maxTokens', 'dtype'])
+    const { maxTokens, dtype = this.device === 'cpu' ? 'fp32' : 'bf16' } = given
     checkInteger('maxTokens', maxTokens, 1, 2 ** 31 - 1)
     checkOneOf('dtype', dtype, ['fp32', 'fp16', 'bf16'])
     return new KvCache(callNative(() => new (native().KvCache)(this.#native, maxTokens, dtype)))
@@ -182,7 +183,7 @@ export class Qwen3Nvfp4Model {
 
   /** An optimizer of this model's weights. Its state is allocated at once; its first call reports a failure to. */
   createOptimizer(options?: OptimizerOptions): PackedAdamW {
-    const plan = checkOptimizerOptions(options, this.#parameters)
+    const plan = checkOptimizerOptions(options, this.#parameters, this.device)
     const optimizer = new PackedAdamW(this.#native, plan, this.config.vocabSize)
     this.#gradients = plan.gradients
     const trained = new Set(plan.native.trainable)
