@@ -25,8 +25,8 @@ CudaBuffer repeated(const void* first, int64_t piece, int64_t bytes) {
   return all;  // freeing `seed` waits for the copies
 }
 
-// Enough that what repeats does not repeat within a cache.
-constexpr int64_t kPieceBytes = int64_t{64} << 20;
+// Values repeat after so many bytes: a cache knows addresses, not values, and the host makes few in a short time.
+constexpr int64_t kPieceBytes = int64_t{4} << 20;
 
 }  // namespace
 
