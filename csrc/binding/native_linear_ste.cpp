@@ -59,7 +59,7 @@ Napi::Value NativeLinearSte::JsForward(const Napi::CallbackInfo& info) {
           if (view.rows != context->N || view.cols != context->K) {
             fail(Code::kInvalidArgument, "the shape of %s is not rows x cols", context->parameter.c_str());
           }
-          linear_ste(out, context->input.data(), view, context->T, cpu);
+          linear_ste(*make_engine(*context->device, cpu), out, context->input.data(), view, context->T);
           return Nothing{};
         },
         [context, held](Napi::Env env, Nothing&) -> Napi::Value {
@@ -97,7 +97,8 @@ Napi::Value NativeLinearSte::JsBackward(const Napi::CallbackInfo& info) {
           if (context->model && context->model->model.version() != context->version) {
             fail(Code::kStaleGradient, "%s changed since linearSte; run it again", context->parameter.c_str());
           }
-          linear_ste_backward(dx_out, dw_out, dy.data(), context->input.data(), context->view(), context->T, cpu);
+          linear_ste_backward(*make_engine(*context->device, cpu), dx_out, dw_out, dy.data(), context->input.data(),
+                              context->view(), context->T);
           return Nothing{};
         },
         [held](Napi::Env, Nothing&) -> Napi::Value { return held->Value(); });

@@ -1,9 +1,51 @@
 #include "train/linear_ste.h"
 
-#include "ops/linear.h"
+#include <vector>
+
 #include "ops/quantize.h"
 
 namespace qn {
+
+namespace {
+
+// f32 values of the host as activations: themselves on the CPU, else a copy on the device, rounded to bf16.
+class Input {
+ public:
+  Input(Engine& engine, const float* values, int64_t count) : x_(reinterpret_cast<const Activation*>(values)) {
+    Device& device = engine.device();
+    if (!device.cuda()) return;
+    const Buffer wide(device.ledger(), MemoryKind::kScratch, count * 4);
+    copy_ = Buffer(device.ledger(), MemoryKind::kScratch, count * engine.activation_bytes());
+    device.copy_in(wide.data(), values, count * 4);
+    engine.narrow(copy_.as<Activation>(), wide.as<float>(), count);
+    x_ = copy_.as<Activation>();
+  }
+  const Activation* get() const { return x_; }
+
+ private:
+  Buffer copy_;
+  const Activation* x_;
+};
+
+// f32 values that operations write and deliver() hands to the host: in its own memory on the CPU.
+class Output {
+ public:
+  Output(Engine& engine, float* values, int64_t count) : engine_(engine), host_(values), count_(count) {
+    if (engine.device().cuda()) copy_ = Buffer(engine.device().ledger(), MemoryKind::kScratch, count * 4);
+  }
+  float* get() const { return copy_ ? copy_.as<float>() : host_; }
+  void deliver() {
+    if (copy_) engine_.download(host_, copy_.as<float>(), count_);
+  }
+
+ private:
+  Engine& engine_;
+  float* host_;
+  int64_t count_;
+  Buffer copy_;
+};
+
+}  // namespace
 
 QuantizedMatrix::QuantizedMatrix(Device& device, const float* w, int64_t N, int64_t K, bool two_level, ScaleRule rule,
                                  const Cpu& cpu)
@@ -12,8 +54,10 @@ QuantizedMatrix::QuantizedMatrix(Device& device, const float* w, int64_t N, int6
       codes_(device.ledger(), MemoryKind::kActivations, N * K / 2),
       scales_(device.ledger(), MemoryKind::kActivations, N * K / kBlockSize) {
   if (two_level) global_scale_ = two_level_global_scale(amax_cpu(w, N, K, cpu));
-  quantize_nvfp4_cpu(
-      {codes_.as<uint8_t>(), scales_.as<uint8_t>(), w, N, K, global_scale_, Rounding::kNearestEven, rule, {}}, cpu);
+  std::vector<uint8_t> codes(static_cast<size_t>(codes_.bytes())), scales(static_cast<size_t>(scales_.bytes()));
+  quantize_nvfp4_cpu({codes.data(), scales.data(), w, N, K, global_scale_, Rounding::kNearestEven, rule, {}}, cpu);
+  device.copy_in(codes_.data(), codes.data(), codes_.bytes());
+  device.copy_in(scales_.data(), scales.data(), scales_.bytes());
 }
 
 WeightView QuantizedMatrix::view() const {
@@ -25,14 +69,26 @@ WeightView QuantizedMatrix::view() const {
   return view;
 }
 
-void linear_ste(float* y, const float* x, const WeightView& quantized, int64_t T, const Cpu& cpu) {
-  linear_cpu(y, x, quantized, T, false, cpu);
+void linear_ste(Engine& engine, float* y, const float* x, const WeightView& quantized, int64_t T) {
+  const Input input(engine, x, T * quantized.cols);
+  Output output(engine, y, T * quantized.rows);
+  engine.logits(output.get(), input.get(), quantized, T, false);
+  output.deliver();
 }
 
-void linear_ste_backward(float* dx, float* dw, const float* dy, const float* x, const WeightView& quantized, int64_t T,
-                         const Cpu& cpu) {
-  linear_backward_input_cpu(dx, dy, quantized, T, false, cpu);
-  linear_backward_weight_cpu({dw, dy, x, T, quantized.rows, quantized.cols, 0, quantized.rows, false}, cpu);
+void linear_ste_backward(Engine& engine, float* dx, float* dw, const float* dy, const float* x,
+                         const WeightView& quantized, int64_t T) {
+  const int64_t N = quantized.rows, K = quantized.cols;
+  const Input input(engine, x, T * K), gradient(engine, dy, T * N);
+  Output weight(engine, dw, N * K);
+  engine.linear_backward_weight({{weight.get()}, gradient.get(), input.get(), T, K, N, 0, N, false});
+  weight.deliver();
+
+  const Buffer narrow(engine.device().ledger(), MemoryKind::kScratch, T * K * engine.activation_bytes());
+  engine.linear_backward_input(narrow.as<Activation>(), gradient.get(), quantized, T, false);
+  Output wide(engine, dx, T * K);
+  engine.widen(wide.get(), narrow.as<Activation>(), T * K);
+  wide.deliver();
 }
 
 }  // namespace qn

@@ -3,18 +3,16 @@
 //   forward   y[T, N]  = x[T, K] · Q(w)ᵀ
 //   backward  dx[T, K] = dy[T, N] · Q(w)          the declared surrogate: quantisation counts as the identity,
 //             dw[N, K] = dyᵀ · x                  so dw is the gradient of the unquantised w
-// K % 16 == 0.
+// x, dy, y, dx and dw are f32 of the host. The products are those of the device's engine: on CUDA x and dy round to
+// bf16 first, and dx once more at the end; y and dw are f32 sums. K % 16 == 0.
 #pragma once
 
-#include <vector>
-
-#include "core/device.h"
 #include "format/nvfp4.h"
-#include "ops/weight_view.h"
+#include "model/engine.h"
 
 namespace qn {
 
-// Q(w) of values that the caller owns, on the device.
+// Q(w) of the host's values, on the device. Quantised on the host, so that every device has the same bytes.
 class QuantizedMatrix {
  public:
   QuantizedMatrix(Device& device, const float* w, int64_t N, int64_t K, bool two_level, ScaleRule rule, const Cpu& cpu);
@@ -26,8 +24,8 @@ class QuantizedMatrix {
   float global_scale_ = 1.0f;
 };
 
-void linear_ste(float* y, const float* x, const WeightView& quantized, int64_t T, const Cpu& cpu);
-void linear_ste_backward(float* dx, float* dw, const float* dy, const float* x, const WeightView& quantized, int64_t T,
-                         const Cpu& cpu);
+void linear_ste(Engine& engine, float* y, const float* x, const WeightView& quantized, int64_t T);
+void linear_ste_backward(Engine& engine, float* dx, float* dw, const float* dy, const float* x,
+                         const WeightView& quantized, int64_t T);
 
 }  // namespace qn

@@ -36,7 +36,10 @@ export class LinearSteResult {
   }
 }
 
-/** y = input · Q(weight)ᵀ. `named` is the model's matrix when `weight` is its name. */
+/**
+ * y = input · Q(weight)ᵀ. `named` is the model's matrix when `weight` is its name. On a GPU input, dy and dInput round to
+ * bf16, as all activations there do.
+ */
 export async function linearSte(
   device: NativeDevice,
   input: Float32Array,
