@@ -123,7 +123,7 @@ describe('two calls at once', () => {
     await expect(model.forwardWithKvCache([1], long)).rejects.toMatchObject({ code: 'BUSY' })
     await tokens.return()
     await model.forwardWithKvCache([1], long)
-    await model.dispose()
+    for (const object of [cache, long, model]) await object.dispose()
   })
 
   test('a cache of another model is refused', async () => {
