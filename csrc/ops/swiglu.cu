@@ -3,18 +3,13 @@
 #include "core/cuda_check.h"
 #include "ops/bf16x8_cuda.h"
 #include "ops/swiglu.h"
+#include "ops/swiglu_cuda.h"
 
 namespace qn {
 
 namespace {
 
 constexpr int kThreads = 256;
-
-// Fast exponential and division keep the kernels below a third of the issue slots. e^−z may overflow to infinity: the
-// quotient is then 0, the limit.
-__device__ float sigmoid(float z) { return __fdividef(1.0f, 1.0f + __expf(-z)); }
-
-__device__ float swiglu_value(float gate, float up) { return gate * sigmoid(gate) * up; }
 
 struct SwigluGradient {
   float gate, up;

@@ -1,0 +1,152 @@
+/**
+ * Matrix-vector products of a decoded token on CUDA device 0, at Qwen3-4B's shapes: µs and GB/s of each launch beside a
+ * kernel that only reads the same bytes, and of the projections of a whole token in one graph.
+ *
+ *   npx tsx benchmarks/ops/gemv-cuda.ts [replays: 5] [shapes | layers | layouts | tokens: all but layouts]
+ *
+ * As in linear-cuda.ts, every figure is the fastest of the replays of a graph that walks once through at least 1.25 GB of
+ * distinct random weights, divided by the launches: gaps between kernels are included.
+ */
+import { ops } from '../../test/support/native-ops'
+
+const replays = Number(process.argv[2] ?? 5)
+const only = process.argv[3]
+const ringBytes = 1.25e9
+
+const probe = ops.probeCuda!() as { devices: number; reason: string }
+if (probe.devices === 0) {
+  console.log(`no CUDA device: ${probe.reason}`)
+  process.exit(0)
+}
+
+interface Shape {
+  name: string
+  key: 'qkv' | 'o' | 'gateUp' | 'down' | 'head'
+  rows: number[]
+  K: number
+  options: object
+}
+const shapes: Shape[] = [
+  { name: 'norm + q, k, v', key: 'qkv', rows: [4096, 1024, 1024], K: 2560, options: { norm: true } },
+  { name: 'o, added', key: 'o', rows: [2560], K: 4096, options: { accumulate: true } },
+  {
+    name: 'norm + gate, up + SwiGLU',
+    key: 'gateUp',
+    rows: [9728, 9728],
+    K: 2560,
+    options: { norm: true, swiglu: true },
+  },
+  { name: 'down, added', key: 'down', rows: [2560], K: 9728, options: { accumulate: true } },
+  { name: 'norm + head', key: 'head', rows: [151936], K: 2560, options: { norm: true } },
+]
+
+const row = (...cells: (string | number)[]) =>
+  console.log(cells.map((cell, i) => String(cell)[i === 0 ? 'padEnd' : 'padStart'](i === 0 ? 30 : 9)).join(''))
+const bytesOf = ({ rows, K }: Shape) => (rows.reduce((sum, N) => sum + N, 0) * K * 9) / 16
+const read = (bytes: number): number => ops.readCudaTime!(Math.floor(bytes / 256) * 256, ringBytes, replays)
+const time = ({ rows, K, options }: Shape, more: object = {}): number =>
+  ops.gemvCudaTime!({ T: 1, rows, K, ringBytes, ...options, ...more }, replays)
+const ratio = (value: number) => value.toFixed(2)
+
+function eachShape(): void {
+  console.log('One token; "x read" is the time over a plain read of the bytes; overlap: programmatic dependent launch')
+  row('', 'read µs', 'µs', 'GB/s', 'x read', 'bare µs', 'overlap', 'GB/s', 'x read', 'residual')
+  for (const shape of shapes) {
+    const bytes = bytesOf(shape)
+    const [plain, us, overlapped] = [read(bytes), time(shape), time(shape, { overlap: true })]
+    const bare = time({ ...shape, options: {} })
+    const rate = (t: number) => (bytes / t / 1e3).toFixed(0)
+    row(
+      shape.name,
+      ratio(plain),
+      ratio(us),
+      rate(us),
+      ratio(us / plain),
+      ratio(bare),
+      ratio(overlapped),
+      rate(overlapped),
+      ratio(overlapped / plain),
+      ratio(time(shape, { residual: true })),
+    )
+  }
+}
+
+function tokens(): void {
+  console.log('\nµs at T tokens')
+  const counts = [1, 2, 3, 4, 6, 8]
+  row('', ...counts)
+  for (const shape of shapes) row(shape.name, ...counts.map((T) => ratio(time(shape, { T }))))
+}
+
+function layers(): void {
+  console.log('\nProjections of one token, 36 layers and head: µs, and µs when launches overlap')
+  const plain =
+    36 * shapes.slice(0, 4).reduce((sum, shape) => sum + read(bytesOf(shape)), 0) + read(bytesOf(shapes[4]!))
+  for (const T of [1, 8]) {
+    const [us, overlapped] = [false, true].map((overlap) =>
+      ops.gemvLayersCudaTime!({ T, layers: 36, overlap }, replays),
+    )
+    row(`T ${T}`, us.toFixed(1), overlapped.toFixed(1), `plain reads ${plain.toFixed(1)}`)
+  }
+}
+
+/** Every compiled layout of the kernel; the three fastest of each shape, apart and overlapping. */
+function layouts(): void {
+  const kinds = [
+    [16, 1, 8, 4],
+    [16, 2, 8, 4],
+    [16, 3, 8, 4],
+    [16, 4, 8, 4],
+    [16, 5, 8, 4],
+    [16, 4, 8, 2],
+    [16, 6, 8, 2],
+    [16, 8, 8, 2],
+    [8, 4, 8, 4],
+    [8, 6, 8, 4],
+    [8, 8, 8, 4],
+    [8, 8, 8, 2],
+    [16, 2, 16, 4],
+    [8, 2, 16, 4],
+    [8, 4, 16, 4],
+    [12, 3, 16, 4],
+    [16, 4, 16, 2],
+    [8, 4, 16, 2],
+    [8, 8, 16, 2],
+  ] as const
+  const best: Record<string, object> = {}
+  console.log(
+    '\nLayouts: warps, stages, rows of a tile, chunks of 128 columns x blocks a multiprocessor; µs alone, overlapping',
+  )
+  row('', ...shapes.flatMap(({ key }) => [key, '']))
+  const fastest = new Map<string, number>()
+  for (const [warps, stages, tileRows, chunks] of kinds) {
+    for (const blocks of [1, 2]) {
+      const layout = { warps, stages, tileRows, chunks, blocks }
+      const cells = shapes.flatMap((shape) =>
+        [false, true].map((overlap) => {
+          try {
+            const us = time(shape, { ...layout, overlap })
+            if (overlap && us < (fastest.get(shape.key) ?? Infinity)) {
+              fastest.set(shape.key, us)
+              best[shape.key] = layout
+            }
+            return ratio(us)
+          } catch {
+            return '-'
+          }
+        }),
+      )
+      row(`${warps} ${stages} ${tileRows} ${chunks} x${blocks}`, ...cells)
+    }
+  }
+  console.log(JSON.stringify(best))
+  for (const overlap of [false, true]) {
+    const us: number = ops.gemvLayersCudaTime!({ T: 1, layers: 36, overlap, ...best }, replays)
+    row(`a token so, overlap ${overlap}`, us.toFixed(1))
+  }
+}
+
+if (!only || only === 'shapes') eachShape()
+if (!only || only === 'tokens') tokens()
+if (!only || only === 'layers') layers()
+if (only === 'layouts') layouts()

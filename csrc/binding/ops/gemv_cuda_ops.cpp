@@ -1,0 +1,214 @@
+// Matrix-vector products on device 0 from host arrays, bf16 as Uint16Array (ys: or Float32Array):
+//   gemvCuda(ys[], x, weights[], T, { accumulate?, swiglu?, norm?, normEps?, overlap?, tuning })
+//   gemvChainCuda(x, weight [K, K], T, count, { norm, normEps?, overlap? })   x = norm(x) · wᵀ, count times, in a graph
+// and for benchmarks, on random data, as microseconds inside a CUDA graph:
+//   gemvCudaTime({ T, K, rows: [N, …], swiglu?, accumulate?, norm?, residual?, overlap?, ringBytes, tuning }, replays)
+//   gemvLayersCudaTime({ T, layers, overlap?, qkv: {}, o: {}, gateUp: {}, down: {}, head: {} }, replays)
+// per launch through distinct weights of ringBytes in all, and per token of Qwen3-4B's projections, whose layouts the
+// five options choose; tuning stands for { warps?, stages?, tileRows?, chunks?, blocks? } (GemvTuning).
+#include <algorithm>
+#include <vector>
+
+#include "binding/ops/cuda_ops.h"
+#include "core/cuda_graph_timer.h"
+#include "ops/gemv_fused.h"
+
+namespace qn {
+
+namespace {
+
+#if defined(QN_WITH_CUDA)
+
+Napi::Value member(const Napi::Value& options, const char* name) {
+  return options.IsObject() ? options.As<Napi::Object>().Get(name) : options;
+}
+
+GemvTuning tuning_of(const Napi::Value& options) {
+  const auto value = [&](const char* name) { return static_cast<int>(option(options, name)); };
+  return {value("warps"), value("stages"), value("tileRows"), value("chunks"), value("blocks")};
+}
+
+float norm_eps(const Napi::Value& options) {
+  const Napi::Value eps = member(options, "normEps");
+  return eps.IsNumber() ? number(eps) : 1e-6f;
+}
+
+void run_gemv(const Napi::CallbackInfo& info) {
+  const auto outputs = info[0].As<Napi::Array>(), weights = info[2].As<Napi::Array>();
+  const DeviceArray x(info[1]);
+  const Napi::Value options = info[4];
+  std::vector<DeviceArray> ys;
+  std::vector<DeviceWeight> ws;
+  for (uint32_t i = 0; i < outputs.Length(); ++i) ys.emplace_back(outputs.Get(i));
+  for (uint32_t i = 0; i < weights.Length(); ++i) ws.emplace_back(weight_view(weights.Get(i)));
+  FusedGemvCudaArgs args{};
+  args.matrix_count = static_cast<int>(ws.size());
+  for (size_t i = 0; i < ws.size(); ++i) {
+    args.matrices[i].N = ws[i].view.rows;
+    args.matrices[i].w = ws[i].view.packed;
+    args.matrices[i].residual = ws[i].view.residual;
+    if (i < ys.size()) args.matrices[i].y = ys[i].buffer.as<void>();
+  }
+  args.x = x.bf16();
+  args.T = integer(info[3]);
+  args.K = ws[0].view.cols;
+  args.y_type = ys[0].type;
+  args.accumulate = flag(member(options, "accumulate"));
+  args.swiglu = flag(member(options, "swiglu"));
+  args.overlap_previous = flag(member(options, "overlap"));
+  args.tuning = tuning_of(options);
+  CudaBuffer norm;
+  if (member(options, "norm").IsTypedArray()) {
+    norm = on_device(array_data<float>(member(options, "norm")), args.K * 4);
+    args.norm = norm.as<float>();
+    args.norm_eps = norm_eps(options);
+  }
+  fused_gemv_nvfp4_cuda(args, nullptr);
+  for (const DeviceArray& y : ys) y.download();
+}
+
+void run_chain(const Napi::CallbackInfo& info) {
+  const DeviceArray x(info[0]);
+  const DeviceWeight w(weight_view(info[1]));
+  const int64_t T = integer(info[2]), count = integer(info[3]), K = w.view.cols;
+  const Napi::Value options = info[4];
+  const CudaBuffer norm = on_device(array_data<float>(member(options, "norm")), K * 4), other(T * K * 2);
+  FusedGemvCudaArgs args{};
+  args.T = T;
+  args.K = K;
+  args.matrices[0].N = K;
+  args.matrices[0].w = w.view.packed;
+  args.norm = norm.as<float>();
+  args.norm_eps = norm_eps(options);
+  args.overlap_previous = flag(member(options, "overlap"));
+  // The graph runs once more to warm up, and launch 0 alone before it: an even count leaves the result in x.
+  int64_t calls = 0;
+  uint16_t* const buffers[2] = {x.bf16(), other.as<uint16_t>()};
+  cuda_graph_microseconds(count, 1, [&](int64_t, CudaStream stream) {
+    if (calls++ == 0) return;
+    args.x = buffers[(calls - 2) % 2];
+    args.matrices[0].y = buffers[(calls - 1) % 2];
+    fused_gemv_nvfp4_cuda(args, stream);
+  });
+  x.download();
+}
+
+// `count` distinct weights w[N, K] on the device.
+struct WeightRing {
+  int64_t N, K;
+  CudaBuffer codes, scales;
+
+  WeightRing(int64_t rows, int64_t cols, int64_t count)
+      : N(rows),
+        K(cols),
+        codes(random_bytes(count * rows * cols / 2, 0, 256)),
+        scales(random_bytes(count * rows * cols / 16, 0x28, 0x15)) {}
+  // Rows [begin, …) of the i-th.
+  Nvfp4View at(int64_t i, int64_t begin) const {
+    const int64_t from = (i * N + begin) * K;
+    return {codes.as<uint8_t>() + from / 2, scales.as<uint8_t>() + from / 16, 1e-2f};
+  }
+};
+
+CudaBuffer ones(int64_t count) {
+  const std::vector<float> values(static_cast<size_t>(count), 1.0f);
+  return on_device(values.data(), count * 4);
+}
+
+double time_gemv(const Napi::Value& dims, int64_t replays) {
+  const int64_t T = option(dims, "T"), K = option(dims, "K");
+  const auto rows = member(dims, "rows").As<Napi::Array>();
+  const bool residual = flag(member(dims, "residual"));
+  std::vector<int64_t> begins{0};
+  for (uint32_t i = 0; i < rows.Length(); ++i) begins.push_back(begins.back() + integer(rows.Get(i)));
+  const int64_t N = begins.back(), bytes = N * K / 16 * 9 * (residual ? 2 : 1);
+  const int64_t count = std::max<int64_t>(1, (option(dims, "ringBytes") + bytes - 1) / bytes);
+  const WeightRing ring(N, K, residual ? 2 * count : count);
+  const CudaBuffer x = random_bf16(T * K), y = random_bf16(T * N), norm = ones(K);
+  FusedGemvCudaArgs args{};
+  args.matrix_count = static_cast<int>(rows.Length());
+  args.x = x.as<uint16_t>();
+  args.T = T;
+  args.K = K;
+  args.accumulate = flag(member(dims, "accumulate"));
+  args.swiglu = flag(member(dims, "swiglu"));
+  args.overlap_previous = flag(member(dims, "overlap"));
+  if (flag(member(dims, "norm"))) args.norm = norm.as<float>();
+  args.tuning = tuning_of(dims);
+  return cuda_graph_microseconds(count, replays, [&](int64_t i, CudaStream stream) {
+    for (size_t m = 0; m + 1 < begins.size(); ++m) {
+      GemvMatrix& matrix = args.matrices[m];
+      matrix.N = begins[m + 1] - begins[m];
+      matrix.y = y.as<uint16_t>() + T * begins[m];
+      matrix.w = ring.at(i, begins[m]);
+      if (residual) matrix.residual = ring.at(count + i, begins[m]);
+    }
+    fused_gemv_nvfp4_cuda(args, stream);
+  });
+}
+
+constexpr int64_t kHidden = 2560, kQuery = 4096, kKeys = 1024, kFfn = 9728, kVocab = 151936;
+
+double time_layers(const Napi::Value& dims, int64_t replays) {
+  const int64_t T = option(dims, "T"), layers = option(dims, "layers");
+  const WeightRing qkv(kQuery + 2 * kKeys, kHidden, layers), o(kHidden, kQuery, layers),
+      gate_up(2 * kFfn, kHidden, layers), down(kHidden, kFfn, layers), head(kVocab, kHidden, 1);
+  const CudaBuffer h = random_bf16(T * kHidden), q(T * kQuery * 2), k(T * kKeys * 2), v(T * kKeys * 2),
+                   act(T * kFfn * 2), logits(T * kVocab * 4), norm = ones(kHidden);
+  const bool overlap = flag(member(dims, "overlap"));
+  const auto launch = [&](const char* name, const CudaBuffer& x, const CudaBuffer* x_norm, const WeightRing& ring,
+                          int64_t i, std::initializer_list<std::pair<const CudaBuffer*, int64_t>> ys, bool accumulate,
+                          CudaStream stream) {
+    FusedGemvCudaArgs args{};
+    args.x = x.as<uint16_t>();
+    args.T = T;
+    args.K = ring.K;
+    args.norm = x_norm ? x_norm->as<float>() : nullptr;
+    args.accumulate = accumulate;
+    args.overlap_previous = overlap;
+    args.tuning = tuning_of(member(dims, name));
+    args.matrix_count = 0;
+    int64_t begin = 0;
+    for (const auto& [y, rows] : ys) {
+      GemvMatrix& matrix = args.matrices[args.matrix_count++];
+      matrix.y = y->as<void>();
+      matrix.N = rows;
+      matrix.w = ring.at(i, begin);
+      begin += rows;
+    }
+    args.swiglu = ring.N == 2 * kFfn;
+    args.y_type = ring.N == kVocab ? CudaFloat::kF32 : CudaFloat::kBF16;
+    fused_gemv_nvfp4_cuda(args, stream);
+  };
+  return cuda_graph_microseconds(1, replays, [&](int64_t, CudaStream stream) {
+    for (int64_t i = 0; i < layers; ++i) {
+      launch("qkv", h, &norm, qkv, i, {{&q, kQuery}, {&k, kKeys}, {&v, kKeys}}, false, stream);
+      launch("o", q, nullptr, o, i, {{&h, kHidden}}, true, stream);
+      launch("gateUp", h, &norm, gate_up, i, {{&act, kFfn}, {&act, kFfn}}, false, stream);
+      launch("down", act, nullptr, down, i, {{&h, kHidden}}, true, stream);
+    }
+    launch("head", h, &norm, head, 0, {{&logits, kVocab}}, false, stream);
+  });
+}
+
+Napi::Value run_time_gemv(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), time_gemv(info[0], integer(info[1])));
+}
+
+Napi::Value run_time_layers(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), time_layers(info[0], integer(info[1])));
+}
+
+#endif
+
+}  // namespace
+
+void register_gemv_cuda_ops(Napi::Env env, Napi::Object ops) {
+  ops.Set("gemvCuda", Napi::Function::New<with_cuda<QN_CUDA_RUN(run_gemv)>>(env, "gemvCuda"));
+  ops.Set("gemvChainCuda", Napi::Function::New<with_cuda<QN_CUDA_RUN(run_chain)>>(env, "gemvChainCuda"));
+  ops.Set("gemvCudaTime", Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_gemv)>>(env, "gemvCudaTime"));
+  ops.Set("gemvLayersCudaTime",
+          Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_layers)>>(env, "gemvLayersCudaTime"));
+}
+
+}  // namespace qn

@@ -1,0 +1,205 @@
+/** The matrix-vector product of several weights with what stands before and after it. Needs a CUDA device: `npm run test:gpu`. */
+import { fromBf16, toBf16 } from '../support/bf16'
+import { expectClose, ops, seededValues } from '../support/native-ops'
+import { seededWeight, type Weight, type WeightKind } from '../support/weights'
+
+const probe = ops.probeCuda!() as { devices: number; reason: string }
+const withCuda = probe.devices > 0 ? describe : describe.skip
+
+/** Several layouts of the kernel, the chosen one among them; { warps, stages, tileRows, chunks, blocks }. */
+const LAYOUTS = [
+  {},
+  { warps: 16, stages: 1 },
+  { warps: 8, stages: 4, tileRows: 8, chunks: 4, blocks: 2 },
+  { warps: 16, stages: 8, tileRows: 8, chunks: 2 },
+  { warps: 8, stages: 2, tileRows: 16, chunks: 4 },
+  { warps: 8, stages: 8, tileRows: 16, chunks: 2 },
+]
+
+/** As in linear.test.ts: truncating f32 sums in the tensor cores. */
+const atol = (K: number) => 2 ** -23 * (K / 4) * 0.41 * Math.sqrt(K) + 1e-6
+
+const bytes = (array: ArrayBufferView) => Buffer.from(array.buffer, array.byteOffset, array.byteLength)
+const expectSameBytes = (actual: ArrayBufferView, expected: ArrayBufferView) =>
+  expect(bytes(actual).equals(bytes(expected))).toBe(true)
+
+const poisoned = (count: number) => new Uint16Array(count).fill(0x7fc0)
+
+function reference(x: Uint16Array, weight: Weight, T: number): Float32Array {
+  const y = new Float32Array(T * weight.rows)
+  ops.linearReference!(y, fromBf16(x), weight, T, { isa: 'portable', threads: 4 })
+  return y
+}
+
+function gemv(x: Uint16Array, weights: Weight[], T: number, options: object = {}): Uint16Array[] {
+  const ys = weights.map((weight) => poisoned(T * weight.rows))
+  ops.gemvCuda!(ys, x, weights, T, options)
+  return ys
+}
+
+function normalised(x: Uint16Array, norm: Float32Array, T: number): Uint16Array {
+  const y = poisoned(x.length)
+  ops.rmsNormCuda!(y, null, x, norm, T, norm.length, 1e-6)
+  return y
+}
+
+withCuda(`matrix-vector products on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
+  it('multiplies up to three weights in one launch, whatever the layout', () => {
+    for (const [T, K, rows] of [
+      [1, 512, [1]],
+      [1, 1024, [7, 1, 9]],
+      [1, 2560, [4096, 1024, 1024]],
+      [1, 4096, [2560]],
+      [1, 9728, [515]],
+      [1, 272, [33, 16]],
+      [2, 1536, [130, 8]],
+      [3, 512, [17, 40, 300]],
+      [5, 2560, [96]],
+      [8, 4096, [133, 31]],
+      [8, 9728, [300]],
+    ] as const) {
+      const x = toBf16(seededValues(T * K, T + 3))
+      const weights = rows.map((N, i) => seededWeight('nvfp4', N, K, N + i))
+      const expected = weights.map((weight) => reference(x, weight, T))
+      for (const layout of T === 1 && K % 512 === 0 ? LAYOUTS : [{}]) {
+        gemv(x, weights, T, layout).forEach((y, i) => {
+          expectClose(fromBf16(y), expected[i]!, atol(K), 2 ** -8 + 1e-6)
+        })
+      }
+    }
+  })
+
+  it('walks whole tiles when there are many, to the same bytes', () => {
+    const K = 512
+    for (const T of [1, 8]) {
+      const x = toBf16(seededValues(T * K, 5))
+      const weight = seededWeight('nvfp4', 132 * 8 * 160 + 3, K, 6)
+      const [all] = gemv(x, [weight], T)
+      expectClose(fromBf16(all!), reference(x, weight, T), atol(K), 2 ** -8 + 1e-6)
+      // The last rows alone are dealt to the warps unit by unit.
+      const last: Weight = {
+        ...weight,
+        rows: 100,
+        codes: weight.codes!.subarray(-100 * (K / 2)),
+        scales: weight.scales!.subarray(-100 * (K / 16)),
+      }
+      const [some] = gemv(x, [last], T)
+      for (let t = 0; t < T; t++) {
+        const from = (t + 1) * weight.rows - 100
+        expectSameBytes(some!.subarray(t * 100, t * 100 + 100), all!.subarray(from, from + 100))
+      }
+    }
+  })
+
+  it('rounds a residual together with its weight', () => {
+    for (const [T, N, K] of [
+      [1, 130, 2560],
+      [6, 41, 512],
+      [2, 30, 80],
+    ] as const) {
+      const weights = (['nvfp4+residual', 'nvfp4'] as WeightKind[]).map((kind, i) => seededWeight(kind, N, K, i))
+      const x = toBf16(seededValues(T * K, 2))
+      gemv(x, weights, T).forEach((y, i) => {
+        expectClose(fromBf16(y), reference(x, weights[i]!, T), 2 * atol(K), 2 ** -8 + 1e-6)
+      })
+    }
+  })
+
+  it('normalises x to the bits of rmsNorm', () => {
+    for (const [T, K] of [
+      [1, 512],
+      [1, 1024],
+      [1, 2560],
+      [3, 2560],
+      [8, 4096],
+      [2, 9728],
+      [1, 272],
+    ] as const) {
+      const x = toBf16(seededValues(T * K, 7, 3))
+      const norm = seededValues(K, 8)
+      const weight = seededWeight('nvfp4', 100, K, 9)
+      for (const layout of T === 1 && K % 512 === 0 ? LAYOUTS : [{}]) {
+        const [fused] = gemv(x, [weight], T, { ...layout, norm })
+        const [plain] = gemv(normalised(x, norm, T), [weight], T, layout)
+        expectSameBytes(fused!, plain!)
+      }
+    }
+  })
+
+  it('makes SwiGLU of gate and up, to the bits of the three steps', () => {
+    for (const [T, F, K] of [
+      [1, 9728, 2560],
+      [1, 3, 512],
+      [1, 1001, 1024],
+      [4, 77, 2560],
+      [8, 264, 512],
+      [3, 50, 272],
+    ] as const) {
+      const x = toBf16(seededValues(T * K, 10))
+      const weights = [seededWeight('nvfp4', F, K, 11), seededWeight('nvfp4', F, K, 12)]
+      for (const layout of T === 1 && K % 512 === 0 ? LAYOUTS : [{}]) {
+        const [gate, up] = gemv(x, weights, T, layout)
+        const expected = poisoned(T * F)
+        ops.swigluCuda!(expected, gate, up, T * F)
+        const act = poisoned(T * F)
+        ops.gemvCuda!([act], x, weights, T, { ...layout, swiglu: true })
+        expectSameBytes(act, expected)
+      }
+    }
+  })
+
+  it('adds to y, rounding once', () => {
+    for (const [T, N, K] of [
+      [1, 2560, 4096],
+      [1, 2560, 9728],
+      [3, 35, 512],
+      [1, 17, 48],
+    ] as const) {
+      const weight = seededWeight('nvfp4', N, K, 13)
+      const x = toBf16(seededValues(T * K, 14))
+      const before = toBf16(seededValues(T * N, 15))
+      const expected = reference(x, weight, T).map((value, i) => value + fromBf16(before)[i]!)
+      const y = before.slice()
+      ops.gemvCuda!([y], x, [weight], T, { accumulate: true })
+      expectClose(fromBf16(y), expected, atol(K), 2 ** -8 + 1e-6)
+    }
+  })
+
+  it('gives a token the same bytes alone and among up to eight', () => {
+    const [N, K] = [523, 1536]
+    const weights = [seededWeight('nvfp4+residual', N, K, 16)]
+    const x = toBf16(seededValues(8 * K, 17))
+    const [batch] = gemv(x, weights, 8)
+    for (const T of [1, 2, 3, 5]) expectSameBytes(gemv(x.slice(0, T * K), weights, T)[0]!, batch!.subarray(0, T * N))
+  })
+
+  it('may overlap the kernel before it: a chain in a graph gives the same bytes', () => {
+    const K = 2560
+    const weight = seededWeight('nvfp4', K, K, 18)
+    const norm = seededValues(K, 19)
+    for (const T of [1, 4]) {
+      const start = toBf16(seededValues(T * K, 20))
+      const run = (overlap: boolean) => {
+        const x = start.slice()
+        ops.gemvChainCuda!(x, weight, T, 100, { norm, overlap })
+        return x
+      }
+      const expected = run(false)
+      expect(fromBf16(expected).every(Number.isFinite)).toBe(true)
+      for (let i = 0; i < 5; i++) expectSameBytes(run(true), expected)
+      expectSameBytes(run(false), expected)
+    }
+  })
+
+  it('refuses what it cannot do', () => {
+    const weight = seededWeight('nvfp4', 8, 512, 1)
+    expect(() => gemv(new Uint16Array(9 * 512), [weight], 9)).toThrow('a GEMV of 9 tokens')
+    expect(() => gemv(new Uint16Array(512), [weight], 1, { swiglu: true })).toThrow('two equal weights')
+  })
+})
+
+if (probe.devices === 0) {
+  it('says why there is no CUDA', () => {
+    expect(() => gemv(new Uint16Array(512), [seededWeight('nvfp4', 8, 512, 1)], 1)).toThrow('CUDA cannot be used')
+  })
+}
