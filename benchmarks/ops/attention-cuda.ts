@@ -1,7 +1,8 @@
 /**
- * Attention on device 0 at Qwen3-4B's shape (Q 32, KV 8, D 128): TFLOP/s of prefill and its gradients, GB/s of decode.
+ * Attention on device 0 at Qwen3-4B's shape (Q 32, KV 8, D 128): TFLOP/s of prefill and its gradients, GB/s of decode,
+ * µs of new tokens over a cache and of writing them to it.
  *
- *   npx tsx benchmarks/ops/attention-cuda.ts [iterations]
+ *   npx tsx benchmarks/ops/attention-cuda.ts [iterations] [whole | decode | paged | write: all]
  *
  * A multiply-add counts as two operations and only scores that the causal mask leaves count: 4 · D · Q · T (T + 1) / 2
  * forward, 10 · … for the five products that gradients need (the kernels compute seven). Decode counts the 4 · KV · D
@@ -12,6 +13,8 @@ import { ops } from '../../test/support/native-ops'
 
 const [Q, KV, D] = [32, 8, 128]
 const iterations = Number(process.argv[2] ?? 20)
+const only = process.argv[3]
+const wanted = (name: string) => !only || only === name
 
 /** The median of five measurements, each the mean of its iterations. */
 const median = (measure: () => number) => Array.from({ length: 5 }, measure).sort((a, b) => a - b)[2]!
@@ -24,7 +27,7 @@ const copyUs = median(() => ops.attentionCopyCudaTime!(copyBytes, iterations) as
 const copyRate = (2 * copyBytes) / copyUs / 1e3
 print('copy', copyUs, `${copyRate.toFixed(0)} GB/s`)
 
-for (const T of [2048, 8192]) {
+function whole(T: number): void {
   const times = Array.from(
     { length: 5 },
     () => ops.attentionCudaTime!({ B: 1, T, Q, KV, D }, iterations) as { forward: number; backward: number },
@@ -39,12 +42,32 @@ for (const T of [2048, 8192]) {
   }
 }
 
-for (const T of [1, 8]) {
-  for (const context of [2048, 8192, 32768]) {
-    const shape = { T, offset: context - T, Q, KV, D, pageTokens: 64 }
-    const us = median(() => ops.attentionDecodeCudaTime!(shape, 5 * iterations) as number)
-    const rate = (4 * KV * D * context) / us / 1e3
-    const share = ((100 * rate) / copyRate).toFixed(0)
-    print(`decode T ${T} S ${context}`, us, `${rate.toFixed(0)} GB/s, ${share} % of copy`)
-  }
+function decode(T: number, context: number): void {
+  const shape = { T, offset: context - T, Q, KV, D, pageTokens: 64 }
+  const us = median(() => ops.attentionDecodeCudaTime!(shape, 5 * iterations) as number)
+  const rate = (4 * KV * D * context) / us / 1e3
+  const share = ((100 * rate) / copyRate).toFixed(0)
+  print(`decode T ${T} S ${context}`, us, `${rate.toFixed(0)} GB/s, ${share} % of copy`)
 }
+
+function paged(T: number, offset: number): void {
+  const us = median(() => ops.attentionPagedCudaTime!({ T, offset, Q, KV, D, pageTokens: 64 }, iterations) as number)
+  const products = (4 * D * Q * (T * offset + (T * (T + 1)) / 2)) / 1e6
+  print(`paged T ${T} offset ${offset}`, us, `${(products / us).toFixed(1)} TFLOP/s`)
+}
+
+function write(T: number): void {
+  const shape = { T, offset: 1000, Q, KV, D, pageTokens: 64 }
+  const us = median(() => ops.kvCacheWriteCudaTime!(shape, iterations) as number)
+  print(`cache write T ${T}`, us, `${((8 * T * KV * D) / us / 1e3).toFixed(0)} GB/s`)
+  const fused = median(() => ops.qkNormRopeCacheCudaTime!(shape, iterations) as number)
+  print(`norm, rope, write T ${T}`, fused, `${((4 * T * (Q + 2 * KV) * D) / fused / 1e3).toFixed(0)} GB/s`)
+}
+
+if (wanted('whole')) for (const T of [2048, 8192]) whole(T)
+if (wanted('decode')) for (const T of [1, 8]) for (const context of [2048, 8192, 32768]) decode(T, context)
+if (wanted('paged')) {
+  for (const T of [2048, 8192]) paged(T, 0)
+  for (const T of [9, 16, 32, 64, 128, 512]) for (const offset of [512, 2048, 8192, 32768]) paged(T, offset)
+}
+if (wanted('write')) for (const T of [1, 8, 512, 2048]) write(T)

@@ -122,4 +122,21 @@ struct AttentionDecodeCuda {
 int64_t attention_decode_scratch_bytes(const AttentionDecodeCuda& args);
 void attention_decode_cuda(const AttentionDecodeCuda& args, CudaStream stream);
 
+// attention_cached for any number of tokens over bf16 pages: what attention_cuda computes, with its tiles of keys in
+// pages. Fast where page_tokens is a multiple of 64, too. Where there are few queries the keys are cut into splits,
+// whose size follows from the shape, and merged in an order that never changes.
+struct AttentionPagedCuda {
+  uint16_t* y;                     // out bf16[T, Q, D]
+  const uint16_t* q;               // in bf16[T, Q, D]
+  const uint16_t* const* k_pages;  // device array of pages of this layer, bf16[KV, page_tokens, D] each
+  const uint16_t* const* v_pages;
+  float* scratch;  // attention_paged_scratch_bytes(args)
+  int64_t offset;
+  int64_t page_tokens;
+  int64_t T;
+  int64_t Q, KV, D;
+};
+int64_t attention_paged_scratch_bytes(const AttentionPagedCuda& args);
+void attention_paged_cuda(const AttentionPagedCuda& args, CudaStream stream);
+
 }  // namespace qn

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "core/cuda_check.h"
-#include "ops/attention_tiles_cuda.h"
+#include "ops/attention_merge_cuda.h"
 
 namespace qn {
 
@@ -17,27 +17,11 @@ constexpr int kSplitKeys = 128;
 constexpr int kWarpKeys = kSplitKeys / kWarps;
 constexpr int kRows = 16;  // queries and heads of one product
 constexpr int kProbabilityStride = kSplitKeys + 8;
-constexpr int kMergeWarps = 8;
 
 int64_t splits_of(const AttentionDecodeCuda& args) { return (args.offset + args.T + kSplitKeys - 1) / kSplitKeys; }
 
-// Results of splits: maximum and sum f32[T·Q, splits, 2], then o f32[T·Q, splits, D], not yet divided by the sum.
-struct Partials {
-  float2* statistics;
-  float* o;
-  int64_t splits;
-};
-
 __device__ __forceinline__ int64_t first_position(const AttentionDecodeCuda& args) {
   return args.position ? *args.position : args.offset;
-}
-
-// Row `at` of the cache of head kv.
-__device__ __forceinline__ const uint16_t* cache_row(const uint16_t* const* pages, const AttentionDecodeCuda& args,
-                                                     int64_t kv, int64_t at) {
-  // Positions fit 32 bits, whose division is several times shorter.
-  const auto page_tokens = static_cast<uint32_t>(args.page_tokens), position = static_cast<uint32_t>(at);
-  return pages[position / page_tokens] + (kv * args.page_tokens + position % page_tokens) * args.D;
 }
 
 template <int D>
@@ -53,7 +37,7 @@ struct DecodeTiles {
 // Rows row0 .. row0 + 15 of the T · group rows of a key head; q lies in its tile. Row r is token r / group, head
 // kv · group + r % group.
 template <int D>
-__device__ __forceinline__ void decode_rows(const AttentionDecodeCuda& args, const Partials& partials,
+__device__ __forceinline__ void decode_rows(const AttentionDecodeCuda& args, const AttentionPartials& partials,
                                             DecodeTiles<D>& tiles, int row0, int64_t first, float log2_scale) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = static_cast<int>(args.Q / args.KV);
   const int64_t kv = blockIdx.x, split = blockIdx.y, s0 = split * kSplitKeys;
@@ -152,7 +136,7 @@ __device__ __forceinline__ void decode_rows(const AttentionDecodeCuda& args, con
 // measured   not yet
 template <int D>
 __global__ void __launch_bounds__(kBlockThreads)
-    attention_decode_kernel(const AttentionDecodeCuda args, const Partials partials, float scale) {
+    attention_decode_kernel(const AttentionDecodeCuda args, const AttentionPartials partials, float scale) {
   extern __shared__ uint4 shared[];
   DecodeTiles<D>& tiles = *reinterpret_cast<DecodeTiles<D>*>(shared);
   const int64_t first = first_position(args), context = first + args.T, kv = blockIdx.x;
@@ -162,8 +146,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int group = static_cast<int>(args.Q / args.KV), rows = static_cast<int>(args.T) * group;
   static_assert(kSplitKeys == kBlockThreads);
   if (threadIdx.x < keys) {
-    tiles.k_rows[threadIdx.x] = cache_row(args.k_pages, args, kv, s0 + threadIdx.x);
-    tiles.v_rows[threadIdx.x] = cache_row(args.v_pages, args, kv, s0 + threadIdx.x);
+    tiles.k_rows[threadIdx.x] = cache_row(args.k_pages, args.page_tokens, args.D, kv, s0 + threadIdx.x);
+    tiles.v_rows[threadIdx.x] = cache_row(args.v_pages, args.page_tokens, args.D, kv, s0 + threadIdx.x);
   }
   __syncthreads();
   const auto load_queries = [&](int row0) {
@@ -196,7 +180,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 // needs      D 1 .. 256
 // numerics   f32 throughout
 // measured   not yet; meant for small models and tests
-__global__ void attention_decode_any_kernel(const AttentionDecodeCuda args, const Partials partials, float scale) {
+__global__ void attention_decode_any_kernel(const AttentionDecodeCuda args, const AttentionPartials partials,
+                                            float scale) {
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, split = blockIdx.y, D = args.D;
   const int64_t first = first_position(args);
   if (row >= args.T * args.Q || split * kSplitKeys >= first + args.T) return;
@@ -207,11 +192,11 @@ __global__ void attention_decode_any_kernel(const AttentionDecodeCuda args, cons
   load_row(q, args.q + row * D, D);
   float max = -INFINITY, sum = 0.0f;
   for (int64_t s = split * kSplitKeys; s < end; ++s) {
-    load_row(x, cache_row(args.k_pages, args, kv, s), D);
+    load_row(x, cache_row(args.k_pages, args.page_tokens, args.D, kv, s), D);
     const float score = row_dot(q, x), highest = fmaxf(max, score);
     const float shift = softmax_shift(highest, log2_scale);
     const float factor = exp2_fast(fmaf(max, log2_scale, -shift)), p = exp2_fast(fmaf(score, log2_scale, -shift));
-    load_row(x, cache_row(args.v_pages, args, kv, s), D);
+    load_row(x, cache_row(args.v_pages, args.page_tokens, args.D, kv, s), D);
     for (int i = 0; i < kLaneDims; ++i) o[i] = fmaf(o[i], factor, p * x[i]);
     sum = fmaf(sum, factor, p);
     max = highest;
@@ -224,58 +209,8 @@ __global__ void attention_decode_any_kernel(const AttentionDecodeCuda args, cons
   if (threadIdx.x % 32 == 0) partials.statistics[index] = make_float2(max, sum);
 }
 
-// computes   y = Σ_split factor · o / Σ_split factor · sum,  factor = 2^((max − highest) · log2_scale), per row
-// moves      read 4·T·Q·(D + 2) B a split (from L2), write 2·T·Q·D B                                bound: latency
-// launch     grid T·Q, block 256, smem 8 KB                  warp w takes splits w, w + 8, …
-// needs      D 1 .. 256
-// numerics   f32, splits ascending within a warp, then warps ascending; y rounds once
-// measured   not yet
-__global__ void __launch_bounds__(32 * kMergeWarps)
-    attention_decode_merge_kernel(const AttentionDecodeCuda args, const Partials partials, float scale) {
-  __shared__ float warp_o[kMergeWarps][kMaxCudaHeadDim], warp_sum_of[kMergeWarps];
-  const int64_t row = blockIdx.x, D = args.D;
-  const int64_t splits = (first_position(args) + args.T + kSplitKeys - 1) / kSplitKeys;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const float2* statistics = partials.statistics + row * partials.splits;
-  const float log2_scale = scale * kLog2E;
-
-  // Every warp finds the maximum for itself: the statistics of a row are a few cache lines.
-  float highest = -INFINITY;
-  for (int64_t i = lane; i < splits; i += 32) highest = fmaxf(highest, statistics[i].x);
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, step));
-  const float shift = softmax_shift(highest, log2_scale);
-
-  float o[kLaneDims] = {}, sum = 0.0f;
-#pragma unroll 4
-  for (int64_t split = warp; split < splits; split += kMergeWarps) {
-    const float2 part = statistics[split];
-    const float factor = exp2_fast(fmaf(part.x, log2_scale, -shift));
-    const float* from = partials.o + (row * partials.splits + split) * D;
-    sum = fmaf(part.y, factor, sum);
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) {
-      if (lane + 32 * i < D) o[i] = fmaf(from[lane + 32 * i], factor, o[i]);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) warp_o[warp][lane + 32 * i] = o[i];
-  if (lane == 0) warp_sum_of[warp] = sum;
-  __syncthreads();
-  const int d = threadIdx.x;
-  if (d >= D) return;
-  float total = 0.0f, total_sum = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kMergeWarps; ++i) {
-    total += warp_o[i][d];
-    total_sum += warp_sum_of[i];
-  }
-  args.y[row * D + d] = f32_to_bf16(total / total_sum);
-}
-static_assert(32 * kMergeWarps >= kMaxCudaHeadDim);
-
 template <int D>
-void launch(const AttentionDecodeCuda& args, const Partials& partials, cudaStream_t stream) {
+void launch(const AttentionDecodeCuda& args, const AttentionPartials& partials, cudaStream_t stream) {
   constexpr auto kBytes = static_cast<int>(sizeof(DecodeTiles<D>));
   QN_CUDA_CHECK(cudaFuncSetAttribute(attention_decode_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const dim3 grid(static_cast<unsigned>(args.KV), static_cast<unsigned>(partials.splits));
@@ -283,7 +218,7 @@ void launch(const AttentionDecodeCuda& args, const Partials& partials, cudaStrea
   QN_CUDA_CHECK(cudaGetLastError());
 }
 
-void launch_any(const AttentionDecodeCuda& args, const Partials& partials, cudaStream_t stream) {
+void launch_any(const AttentionDecodeCuda& args, const AttentionPartials& partials, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>((args.T * args.Q + kWarps - 1) / kWarps),
                   static_cast<unsigned>(partials.splits));
   attention_decode_any_kernel<<<grid, kBlockThreads, 0, stream>>>(args, partials, score_scale(args.D));
@@ -295,7 +230,7 @@ void launch_any(const AttentionDecodeCuda& args, const Partials& partials, cudaS
 // --------------------------------------------------------------------------------------------------------------------
 
 int64_t attention_decode_scratch_bytes(const AttentionDecodeCuda& args) {
-  return args.T * args.Q * splits_of(args) * (args.D + 2) * static_cast<int64_t>(sizeof(float));
+  return AttentionPartials::bytes(args.T * args.Q, splits_of(args), args.D);
 }
 
 void attention_decode_cuda(const AttentionDecodeCuda& args, CudaStream stream) {
@@ -307,8 +242,7 @@ void attention_decode_cuda(const AttentionDecodeCuda& args, CudaStream stream) {
   }
   if (args.T == 0) return;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const int64_t rows = args.T * args.Q, splits = splits_of(args);
-  const Partials partials = {reinterpret_cast<float2*>(args.scratch), args.scratch + 2 * rows * splits, splits};
+  const AttentionPartials partials(args.scratch, args.T * args.Q, splits_of(args));
   if (args.D == 64) {
     launch<64>(args, partials, cuda_stream);
   } else if (args.D == 128) {
@@ -316,9 +250,8 @@ void attention_decode_cuda(const AttentionDecodeCuda& args, CudaStream stream) {
   } else {
     launch_any(args, partials, cuda_stream);
   }
-  const auto grid = static_cast<unsigned>(rows);
-  attention_decode_merge_kernel<<<grid, 32 * kMergeWarps, 0, cuda_stream>>>(args, partials, score_scale(args.D));
-  QN_CUDA_CHECK(cudaGetLastError());
+  launch_merge(args.y, partials, {args.offset, args.position, args.T, kSplitKeys}, args.T * args.Q, args.D,
+               cuda_stream);
 }
 
 }  // namespace qn

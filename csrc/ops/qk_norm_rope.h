@@ -6,6 +6,7 @@
 #pragma once
 
 #include "core/cuda_device.h"
+#include "ops/kv_cache_write.h"
 
 namespace qn {
 
@@ -26,5 +27,11 @@ struct QkNormRopeCuda {
   float eps;
 };
 void qk_norm_rope_cuda(const QkNormRopeCuda& args, CudaStream stream);
+
+// The same, with k and v bf16[T, KV, D] to their places in a cache, in one launch; args.k is not used. The tables are
+// of this call's tokens, as above: rope_table_cuda makes them once a step, from the same position, for all layers,
+// which costs a launch where powers and sines in double here would cost microseconds in each.
+void qk_norm_rope_cache_cuda(const QkNormRopeCuda& args, const uint16_t* v, const KvCacheSlots& slots,
+                             CudaStream stream);
 
 }  // namespace qn

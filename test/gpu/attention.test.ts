@@ -16,13 +16,13 @@ const expectBf16Close = (actual: Uint16Array, expected: Float32Array) =>
   expectClose(fromBf16(actual), expected, largest(expected) * 2 ** -7 + 1e-5, RTOL)
 
 const nan = (length: number) => new Uint16Array(length).fill(0x7fff)
-const cpu = { threads: 4 }
+const cpu = { threads: 16 }
 
 const dims = (B: number, T: number, Q: number, KV: number, D: number): AttentionDims => ({ B, T, Q, KV, D })
 const HEADS = [
-  [4, 4],
+  [2, 2],
   [4, 2],
-  [32, 8],
+  [8, 2],
 ] as const
 const SHAPES = [16, 64, 128].flatMap((D) =>
   HEADS.flatMap(([Q, KV]) => [1, 7, 63, 64, 65, 130].map((T) => dims(1, T, Q, KV, D))),
@@ -163,6 +163,19 @@ function decode({ q, k, v }: ReturnType<typeof decodeInputs>, shape: DecodeDims 
   return y
 }
 
+function paged({ q, k, v }: ReturnType<typeof decodeInputs>, shape: DecodeDims) {
+  const y = nan(q.length)
+  ops.attentionPagedCuda!(y, q, k, v, shape)
+  return y
+}
+
+function expectPaged(shape: DecodeDims) {
+  const inputs = decodeInputs(shape)
+  const expected = new Float32Array(inputs.q.length)
+  ops.attentionCached!(expected, fromBf16(inputs.q), inputs.k, inputs.v, { ...shape, dtype: 'bf16' }, cpu)
+  expectBf16Close(paged(inputs, shape), expected)
+}
+
 withCuda('attention over a cache on CUDA', () => {
   test.each(
     [16, 64, 128].flatMap((D) =>
@@ -190,6 +203,36 @@ withCuda('attention over a cache on CUDA', () => {
     const once = decode(inputs, shape)
     expect(decode(inputs, shape)).toEqual(once)
     expect(decode(inputs, { ...shape, offset: 3000, position: 1000 })).toEqual(once)
+  })
+
+  // Groups of 1, 3 and 4 heads, so that tiles of rows begin and end inside a token's heads.
+  test.each(
+    [24, 64, 128].flatMap((D) =>
+      [
+        [2, 2],
+        [6, 2],
+        [4, 1],
+      ].flatMap(([Q, KV]) =>
+        [1, 9, 63, 64, 65, 200].flatMap((T) =>
+          [0, 1, 63, 64, 100].map((offset) => ({ T, offset, pageTokens: 64, Q: Q!, KV: KV!, D })),
+        ),
+      ),
+    ),
+  )('of any number of tokens equals the CPU, T $T offset $offset Q $Q KV $KV D $D', expectPaged)
+
+  // Splits of the keys, pages of two tiles, and pages that no tile fits.
+  test.each([
+    { T: 9, offset: 3000, pageTokens: 64, Q: 8, KV: 2, D: 128 },
+    { T: 40, offset: 1111, pageTokens: 128, Q: 4, KV: 2, D: 64 },
+    { T: 300, offset: 700, pageTokens: 64, Q: 32, KV: 8, D: 128 },
+    { T: 33, offset: 100, pageTokens: 10, Q: 4, KV: 2, D: 64 },
+    { T: 5, offset: 70, pageTokens: 64, Q: 2, KV: 1, D: 256 },
+  ])('of any number of tokens equals the CPU, T $T offset $offset D $D in pages of $pageTokens', expectPaged)
+
+  test('of any number of tokens gives the same bytes twice', () => {
+    const shape = { T: 70, offset: 900, Q: 8, KV: 2, D: 128, pageTokens: 64 }
+    const inputs = decodeInputs(shape)
+    expect(paged(inputs, shape)).toEqual(paged(inputs, shape))
   })
 
   test('refuses more tokens than it has rows for', () => {

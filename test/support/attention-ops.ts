@@ -1,5 +1,6 @@
 /** attention, attentionBackward and attentionCached of the addon with outputs allocated, and inputs for them. */
 import type { AttentionDims } from './attention-reference'
+import { toBf16 } from './bf16'
 import { ops, seededValues, type OpOptions } from './native-ops'
 
 export type CacheDType = 'f32' | 'f16' | 'bf16'
@@ -75,15 +76,15 @@ export function rounded(value: number, dtype: CacheDType): number {
 
 /** k or v [T, KV, D] as pages [KV, pageTokens, D]; positions past T hold NaN, which nobody may read into a result. */
 export function pagesOf(x: Float32Array, T: number, KV: number, D: number, pageTokens: number, dtype: CacheDType) {
+  const elements =
+    dtype === 'f32' ? x : dtype === 'bf16' ? toBf16(x) : Uint16Array.from(x, (value) => narrow(value, dtype))
   const nan = dtype === 'f32' ? NaN : 0x7fff
   return Array.from({ length: Math.ceil(T / pageTokens) }, (_, page) => {
     const values = new (dtype === 'f32' ? Float32Array : Uint16Array)(KV * pageTokens * D).fill(nan)
     for (let kv = 0; kv < KV; kv++) {
       for (let i = 0; i < pageTokens && page * pageTokens + i < T; i++) {
-        for (let d = 0; d < D; d++) {
-          const value = x[((page * pageTokens + i) * KV + kv) * D + d]!
-          values[(kv * pageTokens + i) * D + d] = dtype === 'f32' ? value : narrow(value, dtype)
-        }
+        const from = ((page * pageTokens + i) * KV + kv) * D
+        values.set(elements.subarray(from, from + D), (kv * pageTokens + i) * D)
       }
     }
     return values

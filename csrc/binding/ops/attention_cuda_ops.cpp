@@ -3,16 +3,24 @@
 //   attentionBackwardCuda(dq, dk, dv, dy, y, lse, q, k, v, mask | null, { B, T, Q, KV, D })
 //   attentionDecodeCuda(y, q, kPages, vPages, { T, Q, KV, D, offset, pageTokens, position? })   position: read on the
 //   device
+//   attentionPagedCuda(y, q, kPages, vPages, { T, Q, KV, D, offset, pageTokens })
+//   kvCacheWriteCuda(kPages, vPages, k, v, { T, KV, D, offset, pageTokens, position? })
+//   qkNormRopeCacheCuda(q, qInvRms | null, kInvRms | null, kPages, vPages, qRaw, kRaw, v, qW, kW, cosines, sines,
+//                       { T, Q, KV, D, offset, pageTokens, position?, eps })
 // and for benchmarks, on random data, as microseconds per launch:
 //   attentionCudaTime({ B, T, Q, KV, D }, iterations) → { forward, backward }
 //   attentionDecodeCudaTime({ T, Q, KV, D, offset, pageTokens }, iterations) → number
+//   attentionPagedCudaTime({ T, Q, KV, D, offset, pageTokens }, iterations) → number
+//   kvCacheWriteCudaTime and qkNormRopeCacheCudaTime({ T, Q, KV, D, offset, pageTokens }, iterations) → number
 //   attentionCopyCudaTime(bytes, iterations) → number
 #include <algorithm>
 #include <vector>
 
-#include "binding/ops/ops.h"
+#include "binding/ops/attention_dims.h"
+#include "binding/ops/cuda_ops.h"
 #include "core/cuda_timer.h"
-#include "ops/attention.h"
+#include "ops/kv_cache_write.h"
+#include "ops/qk_norm_rope.h"
 
 namespace qn {
 
@@ -20,23 +28,17 @@ namespace {
 
 #if defined(QN_WITH_CUDA)
 
-int64_t dim_of(const Napi::Object& dims, const char* name) { return dims.Has(name) ? integer(dims.Get(name)) : 1; }
-
-AttentionShape shape_of(const Napi::Value& value) {
-  const auto dims = value.As<Napi::Object>();
-  return {dim_of(dims, "B"), dim_of(dims, "T"), dim_of(dims, "Q"), dim_of(dims, "KV"), dim_of(dims, "D")};
-}
-
-// Pages are left to the caller.
-AttentionDecodeCuda decode_dims(const Napi::Value& value) {
-  const auto dims = value.As<Napi::Object>();
-  AttentionDecodeCuda args = {};
-  args.T = dim_of(dims, "T");
-  args.Q = dim_of(dims, "Q");
-  args.KV = dim_of(dims, "KV");
-  args.D = dim_of(dims, "D");
-  args.offset = dim_of(dims, "offset");
-  args.page_tokens = dim_of(dims, "pageTokens");
+// AttentionDecodeCuda or AttentionPagedCuda; pages are left to the caller.
+template <typename Args>
+Args cached_dims(const Napi::Value& dims) {
+  const AttentionShape shape = attention_shape(dims);
+  Args args = {};
+  args.T = shape.T;
+  args.Q = shape.Q;
+  args.KV = shape.KV;
+  args.D = shape.D;
+  args.offset = option(dims, "offset");
+  args.page_tokens = option(dims, "pageTokens", 1);
   return args;
 }
 
@@ -62,7 +64,7 @@ void run_forward(const Napi::CallbackInfo& info) {
   const DeviceArray<uint16_t> y(info[0]), q(info[2]), k(info[3]), v(info[4]);
   const DeviceArray<float> lse(info[1]);
   const DeviceArray<uint8_t> mask(info[5]);
-  attention_cuda({y.get(), lse.get(), q.get(), k.get(), v.get(), mask.get(), shape_of(info[6])}, nullptr);
+  attention_cuda({y.get(), lse.get(), q.get(), k.get(), v.get(), mask.get(), attention_shape(info[6])}, nullptr);
   y.download();
   lse.download();
 }
@@ -72,7 +74,7 @@ void run_backward(const Napi::CallbackInfo& info) {
   const DeviceArray<float> lse(info[5]);
   const DeviceArray<uint16_t> q(info[6]), k(info[7]), v(info[8]);
   const DeviceArray<uint8_t> mask(info[9]);
-  const AttentionShape shape = shape_of(info[10]);
+  const AttentionShape shape = attention_shape(info[10]);
   const CudaBuffer scratch(attention_backward_scratch_bytes(shape));
   AttentionBackwardCuda args = {};
   args.dq = dq.get();
@@ -93,65 +95,122 @@ void run_backward(const Napi::CallbackInfo& info) {
   dv.download();
 }
 
-CudaBuffer on_device(const void* data, int64_t bytes) {
-  CudaBuffer buffer(bytes);
-  if (bytes > 0) buffer.upload(data);
-  return buffer;
-}
-
 // Pages on the device and the device array of pointers to them.
 struct DevicePages {
   std::vector<CudaBuffer> pages;
   CudaBuffer pointers;
 
+  DevicePages() = default;
+  explicit DevicePages(const Napi::Value& value) {
+    const auto arrays = value.As<Napi::Array>();
+    for (uint32_t i = 0; i < arrays.Length(); ++i) {
+      const Napi::Value page = arrays.Get(i);
+      pages.push_back(on_device(array_data<uint16_t>(page), array_bytes(page)));
+    }
+    point();
+  }
+  DevicePages(int64_t count, int64_t page_values) {
+    for (int64_t i = 0; i < count; ++i) pages.push_back(random_bf16(page_values));
+    point();
+  }
   void point() {
-    std::vector<const uint16_t*> addresses;
+    std::vector<uint16_t*> addresses;
     for (const CudaBuffer& page : pages) addresses.push_back(page.as<uint16_t>());
     pointers = on_device(addresses.data(), static_cast<int64_t>(addresses.size() * sizeof(addresses[0])));
   }
-  const uint16_t* const* get() const { return pointers.as<const uint16_t*>(); }
+  uint16_t* const* get() const { return pointers.as<uint16_t*>(); }
+  void download(const Napi::Value& value) const {
+    const auto arrays = value.As<Napi::Array>();
+    for (uint32_t i = 0; i < arrays.Length(); ++i) pages[i].download(array_data<uint16_t>(arrays.Get(i)));
+  }
 };
 
-DevicePages device_pages(const Napi::Value& value) {
-  const auto arrays = value.As<Napi::Array>();
-  DevicePages result;
-  for (uint32_t i = 0; i < arrays.Length(); ++i) {
-    const Napi::Value page = arrays.Get(i);
-    result.pages.push_back(on_device(array_data<uint16_t>(page), array_bytes(page)));
+// { position } on the device; nothing without it.
+struct DevicePosition {
+  CudaBuffer buffer;
+  explicit DevicePosition(const Napi::Value& dims) {
+    const int64_t none = -1, given = option(dims, "position", none);
+    const auto position = static_cast<int32_t>(given);
+    if (given != none) buffer = on_device(&position, sizeof(position));
   }
-  result.point();
-  return result;
-}
+  const int32_t* get() const { return buffer.as<int32_t>(); }
+};
 
 void run_decode(const Napi::CallbackInfo& info) {
   const DeviceArray<uint16_t> y(info[0]), q(info[1]);
-  const DevicePages k = device_pages(info[2]), v = device_pages(info[3]);
-  const auto dims = info[4].As<Napi::Object>();
-  AttentionDecodeCuda args = decode_dims(dims);
-  const auto position = static_cast<int32_t>(dims.Has("position") ? integer(dims.Get("position")) : 0);
-  const CudaBuffer device_position = on_device(&position, sizeof(position));
+  const DevicePages k(info[2]), v(info[3]);
+  const DevicePosition position(info[4]);
+  auto args = cached_dims<AttentionDecodeCuda>(info[4]);
   const CudaBuffer scratch(attention_decode_scratch_bytes(args));
   args.y = y.get();
   args.q = q.get();
   args.k_pages = k.get();
   args.v_pages = v.get();
   args.scratch = scratch.as<float>();
-  args.position = dims.Has("position") ? device_position.as<int32_t>() : nullptr;
+  args.position = position.get();
   attention_decode_cuda(args, nullptr);
   y.download();
 }
 
-// bf16 values over ±[0.5, 1): signs and seven random bits of mantissa (xorshift, Marsaglia, 2003).
-CudaBuffer random_buffer(int64_t values) {
-  std::vector<uint16_t> data(static_cast<size_t>(values));
-  uint32_t state = 2463534242u + static_cast<uint32_t>(values);
-  for (uint16_t& value : data) {
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    value = static_cast<uint16_t>(0x3f00u | (state >> 24 & 0x7fu) | (state & 0x8000u));
-  }
-  return on_device(data.data(), values * 2);
+void run_paged(const Napi::CallbackInfo& info) {
+  const DeviceArray<uint16_t> y(info[0]), q(info[1]);
+  const DevicePages k(info[2]), v(info[3]);
+  auto args = cached_dims<AttentionPagedCuda>(info[4]);
+  const CudaBuffer scratch(attention_paged_scratch_bytes(args));
+  args.y = y.get();
+  args.q = q.get();
+  args.k_pages = k.get();
+  args.v_pages = v.get();
+  args.scratch = scratch.as<float>();
+  attention_paged_cuda(args, nullptr);
+  y.download();
+}
+
+KvCacheSlots slots_of(const DevicePages& k, const DevicePages& v, const Napi::Value& dims,
+                      const DevicePosition& position) {
+  return {k.get(), v.get(), option(dims, "pageTokens", 1), option(dims, "offset"), position.get()};
+}
+
+void run_cache_write(const Napi::CallbackInfo& info) {
+  const DevicePages k_pages(info[0]), v_pages(info[1]);
+  const DeviceArray<uint16_t> k(info[2]), v(info[3]);
+  const DevicePosition position(info[4]);
+  const AttentionShape shape = attention_shape(info[4]);
+  kv_cache_write_cuda(slots_of(k_pages, v_pages, info[4], position), k.get(), v.get(), shape.T, shape.KV, shape.D,
+                      nullptr);
+  k_pages.download(info[0]);
+  v_pages.download(info[1]);
+}
+
+void run_norm_rope_cache(const Napi::CallbackInfo& info) {
+  const DeviceArray<uint16_t> q(info[0]), q_raw(info[5]), k_raw(info[6]), v(info[7]);
+  const DeviceArray<float> q_inv_rms(info[1]), k_inv_rms(info[2]);
+  const DevicePages k_pages(info[3]), v_pages(info[4]);
+  const DeviceArray<float> q_w(info[8]), k_w(info[9]), cosines(info[10]), sines(info[11]);
+  const Napi::Value dims = info[12];
+  const DevicePosition position(dims);
+  QkNormRopeCuda args = {};
+  args.q = q.get();
+  args.q_inv_rms = q_inv_rms.get();
+  args.k_inv_rms = k_inv_rms.get();
+  args.q_raw = q_raw.get();
+  args.k_raw = k_raw.get();
+  args.q_w = q_w.get();
+  args.k_w = k_w.get();
+  args.cosines = cosines.get();
+  args.sines = sines.get();
+  const AttentionShape shape = attention_shape(dims);
+  args.T = shape.T;
+  args.Q = shape.Q;
+  args.KV = shape.KV;
+  args.D = shape.D;
+  args.eps = number(dims.As<Napi::Object>().Get("eps"));
+  qk_norm_rope_cache_cuda(args, v.get(), slots_of(k_pages, v_pages, dims, position), nullptr);
+  q.download();
+  q_inv_rms.download();
+  k_inv_rms.download();
+  k_pages.download(info[3]);
+  v_pages.download(info[4]);
 }
 
 // More than any device's L2 holds.
@@ -162,15 +221,15 @@ struct TimedTensors {
 };
 
 Napi::Value time_attention(const Napi::CallbackInfo& info) {
-  const AttentionShape shape = shape_of(info[0]);
+  const AttentionShape shape = attention_shape(info[0]);
   const int64_t iterations = integer(info[1]);
   const int64_t queries = shape.B * shape.T * shape.Q * shape.D, keys = shape.B * shape.T * shape.KV * shape.D;
   const int64_t sets = std::max<int64_t>(1, kColdBytes / (4 * queries + 4 * keys));
   const CudaBuffer scratch(attention_backward_scratch_bytes(shape));
   std::vector<TimedTensors> tensors;
   for (int64_t i = 0; i < sets; ++i) {
-    tensors.push_back({CudaBuffer(2 * queries), CudaBuffer(4 * queries / shape.D), random_buffer(queries),
-                       random_buffer(keys), random_buffer(keys), random_buffer(queries), CudaBuffer(2 * queries),
+    tensors.push_back({CudaBuffer(2 * queries), CudaBuffer(4 * queries / shape.D), random_bf16(queries),
+                       random_bf16(keys), random_bf16(keys), random_bf16(queries), CudaBuffer(2 * queries),
                        CudaBuffer(2 * keys), CudaBuffer(2 * keys)});
   }
   const auto forward = [&](int64_t i) {
@@ -202,73 +261,102 @@ Napi::Value time_attention(const Napi::CallbackInfo& info) {
   return times;
 }
 
-Napi::Value time_decode(const Napi::CallbackInfo& info) {
-  AttentionDecodeCuda args = decode_dims(info[0]);
-  const int64_t pages = (args.offset + args.T + args.page_tokens - 1) / args.page_tokens;
-  const int64_t page_values = args.KV * args.page_tokens * args.D;
-  const int64_t sets = std::max<int64_t>(1, kColdBytes / (4 * pages * page_values));
-  const CudaBuffer q = random_buffer(args.T * args.Q * args.D), y(args.T * args.Q * args.D * 2);
-  const CudaBuffer scratch(attention_decode_scratch_bytes(args));
-  std::vector<DevicePages> keys(static_cast<size_t>(sets)), values(static_cast<size_t>(sets));
-  for (int64_t i = 0; i < sets; ++i) {
-    for (DevicePages* cache : {&keys[i], &values[i]}) {
-      for (int64_t page = 0; page < pages; ++page) cache->pages.push_back(random_buffer(page_values));
-      cache->point();
+// Sets of pages for a cache of `context` positions that no cache level holds, one after the other.
+struct TimedPages {
+  std::vector<DevicePages> k, v;
+  TimedPages(int64_t context, int64_t KV, int64_t page_tokens, int64_t D) {
+    const int64_t pages = (context + page_tokens - 1) / page_tokens, page_values = KV * page_tokens * D;
+    const int64_t sets = std::max<int64_t>(1, kColdBytes / (4 * pages * page_values));
+    for (int64_t i = 0; i < sets; ++i) {
+      k.emplace_back(pages, page_values);
+      v.emplace_back(pages, page_values);
     }
   }
+  const DevicePages& keys(int64_t i) const { return k[static_cast<size_t>(i) % k.size()]; }
+  const DevicePages& values(int64_t i) const { return v[static_cast<size_t>(i) % v.size()]; }
+};
+
+// Microseconds of attention over a cache, by attention_decode_cuda or attention_paged_cuda.
+template <typename Args, auto scratch_bytes, auto run>
+Napi::Value time_cached(const Napi::CallbackInfo& info) {
+  auto args = cached_dims<Args>(info[0]);
+  const TimedPages pages(args.offset + args.T, args.KV, args.page_tokens, args.D);
+  const CudaBuffer q = random_bf16(args.T * args.Q * args.D), y(args.T * args.Q * args.D * 2);
+  const CudaBuffer scratch(scratch_bytes(args));
   args.q = q.as<uint16_t>();
   args.y = y.as<uint16_t>();
   args.scratch = scratch.as<float>();
   return Napi::Number::New(info.Env(), cuda_microseconds(integer(info[1]), [&](int64_t i) {
-                             args.k_pages = keys[i % sets].get();
-                             args.v_pages = values[i % sets].get();
-                             attention_decode_cuda(args, nullptr);
+                             args.k_pages = pages.keys(i).get();
+                             args.v_pages = pages.values(i).get();
+                             run(args, nullptr);
+                           }));
+}
+
+constexpr auto time_decode = time_cached<AttentionDecodeCuda, attention_decode_scratch_bytes, attention_decode_cuda>;
+constexpr auto time_paged = time_cached<AttentionPagedCuda, attention_paged_scratch_bytes, attention_paged_cuda>;
+
+Napi::Value time_cache_write(const Napi::CallbackInfo& info) {
+  const auto dims = cached_dims<AttentionPagedCuda>(info[0]);
+  const TimedPages pages(dims.offset + dims.T, dims.KV, dims.page_tokens, dims.D);
+  const CudaBuffer k = random_bf16(dims.T * dims.KV * dims.D), v = random_bf16(dims.T * dims.KV * dims.D);
+  return Napi::Number::New(info.Env(), cuda_microseconds(integer(info[1]), [&](int64_t i) {
+                             kv_cache_write_cuda(
+                                 {pages.keys(i).get(), pages.values(i).get(), dims.page_tokens, dims.offset, nullptr},
+                                 k.as<uint16_t>(), v.as<uint16_t>(), dims.T, dims.KV, dims.D, nullptr);
+                           }));
+}
+
+Napi::Value time_norm_rope_cache(const Napi::CallbackInfo& info) {
+  const auto dims = cached_dims<AttentionPagedCuda>(info[0]);
+  const TimedPages pages(dims.offset + dims.T, dims.KV, dims.page_tokens, dims.D);
+  const int64_t queries = dims.T * dims.Q * dims.D, keys = dims.T * dims.KV * dims.D;
+  const CudaBuffer q_raw = random_bf16(queries), k_raw = random_bf16(keys), v = random_bf16(keys), q(2 * queries);
+  const CudaBuffer floats = random_bf16(2 * (dims.D + dims.T * dims.D / 2));  // any values do
+  QkNormRopeCuda args = {};
+  args.q = q.as<uint16_t>();
+  args.q_raw = q_raw.as<uint16_t>();
+  args.k_raw = k_raw.as<uint16_t>();
+  args.q_w = args.k_w = floats.as<float>();
+  args.cosines = args.sines = floats.as<float>() + dims.D;
+  args.T = dims.T;
+  args.Q = dims.Q;
+  args.KV = dims.KV;
+  args.D = dims.D;
+  args.eps = 1e-6f;
+  return Napi::Number::New(info.Env(), cuda_microseconds(integer(info[1]), [&](int64_t i) {
+                             qk_norm_rope_cache_cuda(
+                                 args, v.as<uint16_t>(),
+                                 {pages.keys(i).get(), pages.values(i).get(), dims.page_tokens, dims.offset, nullptr},
+                                 nullptr);
                            }));
 }
 
 Napi::Value time_copy(const Napi::CallbackInfo& info) {
   const int64_t bytes = integer(info[0]);
-  const CudaBuffer from = random_buffer(bytes / 2), to(bytes);
+  const CudaBuffer from = random_bf16(bytes / 2), to(bytes);
   return Napi::Number::New(info.Env(), cuda_microseconds(integer(info[1]), [&](int64_t) {
                              cuda_copy(to.as<void>(), from.as<void>(), from.bytes());
                            }));
 }
 
-#else
-// Without CUDA code require_cuda() has thrown before these.
-void run_forward(const Napi::CallbackInfo&) {}
-void run_backward(const Napi::CallbackInfo&) {}
-void run_decode(const Napi::CallbackInfo&) {}
-Napi::Value time_attention(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
-Napi::Value time_decode(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
-Napi::Value time_copy(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 #endif
-
-template <void (*run)(const Napi::CallbackInfo&)>
-void with_cuda(const Napi::CallbackInfo& info) {
-  guarded(info.Env(), [&] {
-    require_cuda();
-    run(info);
-  });
-}
-
-template <Napi::Value (*run)(const Napi::CallbackInfo&)>
-Napi::Value value_with_cuda(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
-    require_cuda();
-    return run(info);
-  });
-}
 
 }  // namespace
 
 void register_attention_cuda_ops(Napi::Env env, Napi::Object ops) {
-  ops.Set("attentionCuda", Napi::Function::New(env, with_cuda<run_forward>));
-  ops.Set("attentionBackwardCuda", Napi::Function::New(env, with_cuda<run_backward>));
-  ops.Set("attentionDecodeCuda", Napi::Function::New(env, with_cuda<run_decode>));
-  ops.Set("attentionCudaTime", Napi::Function::New(env, value_with_cuda<time_attention>));
-  ops.Set("attentionDecodeCudaTime", Napi::Function::New(env, value_with_cuda<time_decode>));
-  ops.Set("attentionCopyCudaTime", Napi::Function::New(env, value_with_cuda<time_copy>));
+  ops.Set("attentionCuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_forward)>));
+  ops.Set("attentionBackwardCuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_backward)>));
+  ops.Set("attentionDecodeCuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_decode)>));
+  ops.Set("attentionPagedCuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_paged)>));
+  ops.Set("kvCacheWriteCuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_cache_write)>));
+  ops.Set("qkNormRopeCacheCuda", Napi::Function::New(env, with_cuda<QN_CUDA_RUN(run_norm_rope_cache)>));
+  ops.Set("attentionCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(time_attention)>));
+  ops.Set("attentionDecodeCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(time_decode)>));
+  ops.Set("attentionPagedCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(time_paged)>));
+  ops.Set("kvCacheWriteCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(time_cache_write)>));
+  ops.Set("qkNormRopeCacheCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(time_norm_rope_cache)>));
+  ops.Set("attentionCopyCudaTime", Napi::Function::New(env, value_with_cuda<QN_CUDA_VALUE(time_copy)>));
 }
 
 }  // namespace qn

@@ -1,19 +1,12 @@
 #include <cstring>
 #include <vector>
 
-#include "binding/ops/ops.h"
-#include "ops/attention.h"
+#include "binding/ops/attention_dims.h"
 #include "ops/attention_task.h"
 
 namespace qn {
 
 namespace {
-
-AttentionShape shape_of(const Napi::Value& value) {
-  const auto dims = value.As<Napi::Object>();
-  const auto dim = [&](const char* name) { return dims.Has(name) ? integer(dims.Get(name)) : 1; };
-  return {dim("B"), dim("T"), dim("Q"), dim("KV"), dim("D")};
-}
 
 // attention(y, lse, q, k, v, mask, { B, T, Q, KV, D }, options)
 Napi::Value js_attention(const Napi::CallbackInfo& info) {
@@ -25,7 +18,7 @@ Napi::Value js_attention(const Napi::CallbackInfo& info) {
     args.k = array_data<float>(info[3]);
     args.v = array_data<float>(info[4]);
     args.mask = array_data<uint8_t>(info[5]);
-    args.shape = shape_of(info[6]);
+    args.shape = attention_shape(info[6]);
     attention_cpu(args, ops_cpu(info));
     return info.Env().Undefined();
   });
@@ -45,7 +38,7 @@ Napi::Value js_attention_backward(const Napi::CallbackInfo& info) {
     args.k = array_data<float>(info[7]);
     args.v = array_data<float>(info[8]);
     args.mask = array_data<uint8_t>(info[9]);
-    args.shape = shape_of(info[10]);
+    args.shape = attention_shape(info[10]);
     attention_backward_cpu(args, ops_cpu(info));
     return info.Env().Undefined();
   });
@@ -74,7 +67,7 @@ Napi::Value js_attention_cached(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const auto k_pages = page_pointers(info[2]), v_pages = page_pointers(info[3]);
     const auto dims = info[4].As<Napi::Object>();
-    const AttentionShape shape = shape_of(dims);
+    const AttentionShape shape = attention_shape(dims);
     AttentionCached args = {};
     args.y = array_data<float>(info[0]);
     args.q = array_data<float>(info[1]);
