@@ -112,6 +112,11 @@ void CudaContext::make_current() const { QN_CUDA_CHECK(cudaSetDevice(index_)); }
 
 void CudaContext::synchronize() { QN_CUDA_CHECK(cudaStreamSynchronize(stream_of(stream()))); }
 
+void CudaContext::check() {
+  const cudaError_t status = cudaStreamQuery(stream_of(stream()));
+  if (status != cudaSuccess && status != cudaErrorNotReady) cuda_fail(status, "a launch", __FILE__, __LINE__);
+}
+
 // From pageable memory the call returns once the bytes are staged.
 void CudaContext::copy_in(void* to, const void* from, int64_t bytes) {
   QN_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_of(stream())));
@@ -165,6 +170,7 @@ CudaContext::CudaContext(int index) : index_(index) { require_cuda(); }
 CudaContext::~CudaContext() = default;
 void CudaContext::make_current() const {}
 void CudaContext::synchronize() {}
+void CudaContext::check() {}
 void CudaContext::copy_in(void*, const void*, int64_t) {}
 void CudaContext::copy_out(void*, const void*, int64_t) {}
 void CudaContext::copy(void*, const void*, int64_t) {}

@@ -50,6 +50,8 @@ class CudaContext {
 
   // Waits for everything launched so far; an error of one of them is thrown here, and cleared.
   void synchronize();
+  // Throws the error of a launch that has run, and clears it; does not wait.
+  void check();
   // Ordered on the stream. copy_in has read all of `from` when it returns, unless that is pinned memory, which must
   // stay as it is until the copy has run; copy_out has written all of `to`.
   void copy_in(void* to, const void* from, int64_t bytes);

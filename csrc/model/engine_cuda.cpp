@@ -8,6 +8,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
+#include "ops/kv_cache_write.h"
 #include "ops/linear.h"
 #include "ops/qk_norm_rope.h"
 #include "ops/rms_norm.h"
@@ -17,6 +18,9 @@
 namespace qn {
 
 namespace {
+
+// Most new tokens of attention_decode_cuda.
+constexpr int64_t kMostDecodeTokens = 8;
 
 uint16_t* bf16(Activation* x) { return reinterpret_cast<uint16_t*>(x); }
 const uint16_t* bf16(const Activation* x) { return reinterpret_cast<const uint16_t*>(x); }
@@ -75,9 +79,19 @@ class CudaEngine : public Engine {
     attention_cuda({bf16(y), lse, bf16(q), bf16(k), bf16(v), mask, shape}, stream_);
   }
 
-  void attention_cached(Activation*, const Activation*, const Activation*, const Activation*, KvCache&, int64_t,
-                        int64_t, int64_t) override {
-    fail(Code::kUnsupported, "the key/value cache does not run on CUDA yet in this version");
+  void attention_cached(Activation* y, const Activation* q, const Activation* k, const Activation* v, KvCache& cache,
+                        int64_t layer, int64_t T, int64_t Q) override {
+    const int64_t KV = cache.config().KV, D = cache.config().D, offset = cache.seq_len();
+    const KvCache::DevicePages pages = cache.device_pages(layer);
+    kv_cache_write_cuda({pages.k, pages.v, kPageTokens, offset, nullptr}, bf16(k), bf16(v), T, KV, D, stream_);
+    if (T <= kMostDecodeTokens) {
+      AttentionDecodeCuda args{bf16(y), bf16(q), pages.k, pages.v, nullptr, offset, nullptr, kPageTokens, T, Q, KV, D};
+      args.scratch = grow(attention_, attention_decode_scratch_bytes(args)).as<float>();
+      return attention_decode_cuda(args, stream_);
+    }
+    AttentionPagedCuda args{bf16(y), bf16(q), pages.k, pages.v, nullptr, offset, kPageTokens, T, Q, KV, D};
+    args.scratch = grow(attention_, attention_paged_scratch_bytes(args)).as<float>();
+    attention_paged_cuda(args, stream_);
   }
 
   void swiglu(Activation* y, const Activation* gate, const Activation* up, int64_t count) override {

@@ -1,8 +1,10 @@
 #include "model/generate.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/status.h"
+#include "model/generation.h"
 
 namespace qn {
 
@@ -33,53 +35,52 @@ ForwardOutput prefill(Model& model, KvCache& cache, const GenerateArgs& args, co
   return out;
 }
 
-class RepeatGuard {
- public:
-  explicit RepeatGuard(int32_t limit) : limit_(limit) {}
-  void see(int32_t id) {
-    run_ = id == last_ ? run_ + 1 : 1;
-    last_ = id;
-    if (limit_ > 0 && run_ >= limit_) {
-      fail(Code::kDegenerateOutput, "token %d was produced %d times in a row", id, run_);
-    }
+FinishReason generate_tokens(Model& model, KvCache& cache, const GenerateArgs& args,
+                             const std::function<bool(const Sampled&)>& on_token, const Cpu& cpu) {
+  ForwardOutput out = prefill(model, cache, args, cpu);
+  if (args.max_tokens <= 0) return FinishReason::kMaxTokens;
+  Generation generation(args, on_token);
+  const auto decode = model.device().cuda() ? decode_cuda : decode_cpu;
+  return decode(model, cache, args, std::move(out.logits), generation, cpu);
+}
+
+}  // namespace
+
+std::optional<FinishReason> Generation::take(const Sampled& token) {
+  run_ = token.id == last_ ? run_ + 1 : 1;
+  last_ = token.id;
+  if (args_.max_repeats > 0 && run_ >= args_.max_repeats) {
+    fail(Code::kDegenerateOutput, "token %d was produced %d times in a row", token.id, run_);
   }
+  ++produced_;
+  if (!on_token_(token)) return FinishReason::kCancelled;
+  if (std::ranges::find(args_.stop_ids, token.id) != args_.stop_ids.end()) return FinishReason::kStopId;
+  if (produced_ == args_.max_tokens) return FinishReason::kMaxTokens;
+  return std::nullopt;
+}
 
- private:
-  int32_t limit_, last_ = -1, run_ = 0;
-};
-
-FinishReason decode(Model& model, KvCache& cache, const GenerateArgs& args,
-                    const std::function<bool(const Sampled&)>& on_token, const Cpu& cpu) {
+FinishReason decode_cpu(Model& model, KvCache& cache, const GenerateArgs& args, Buffer logits, Generation& generation,
+                        const Cpu& cpu) {
   std::vector<int32_t> history = args.history;
   history.insert(history.end(), args.prompt.begin(), args.prompt.end());
-  RepeatGuard guard(args.max_repeats);
-  ForwardOutput out = prefill(model, cache, args, cpu);
-  for (int64_t produced = 0; produced < args.max_tokens;) {
-    const Sampled token =
-        sample_token(out.logits.as<float>(), model.config().V, history, cache.seq_len(), args.sampling);
-    guard.see(token.id);
+  for (;;) {
+    const Sampled token = sample_token(logits.as<float>(), model.config().V, history, cache.seq_len(), args.sampling);
     history.push_back(token.id);
-    ++produced;
-    if (!on_token(token)) return FinishReason::kCancelled;
-    if (std::ranges::find(args.stop_ids, token.id) != args.stop_ids.end()) return FinishReason::kStopId;
-    if (produced == args.max_tokens) break;
+    if (const auto reason = generation.take(token)) return *reason;
     if (cpu.cancel && cpu.cancel->cancelled()) return FinishReason::kCancelled;
     if (cache.seq_len() == cache.max_tokens()) return FinishReason::kCacheFull;
     ForwardArgs next;
     next.ids = &token.id;
     next.T = 1;
-    out = forward_cached(model, cache, next, cpu);
+    logits = forward_cached(model, cache, next, cpu).logits;
   }
-  return FinishReason::kMaxTokens;
 }
-
-}  // namespace
 
 FinishReason generate(Model& model, KvCache& cache, const GenerateArgs& args,
                       const std::function<bool(const Sampled&)>& on_token, const Cpu& cpu) {
   if (args.prompt.empty()) fail(Code::kInvalidArgument, "Expected at least one id for prompt but received none");
   try {
-    return decode(model, cache, args, on_token, cpu);
+    return generate_tokens(model, cache, args, on_token, cpu);
   } catch (const Error& error) {
     // A forward pass that saw the cancel token has not advanced the cache, so ending here leaves it consistent.
     if (error.code() == Code::kAborted) return FinishReason::kCancelled;
