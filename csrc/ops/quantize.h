@@ -31,14 +31,13 @@ void dequantize_nvfp4_cpu(const DequantizeArgs& args, const Cpu& cpu);
 float amax_cpu(const float* x, int64_t N, int64_t K, const Cpu& cpu, int64_t first_row = 0);
 
 #if defined(QN_WITH_CUDA)
-// `variant` chooses among launches of equal results, to be measured: blocks or rows a thread, 0 the default.
 // All pointers on the device, x and out 16-byte aligned, codes 8-byte aligned. Nothing is allocated and nothing waits.
 // A value that is infinite or NaN makes *first_bad = min(*first_bad, element index), which the caller sets to
 // UINT64_MAX before; its block is then meaningless.
 void quantize_nvfp4_cuda(const QuantizeArgs& args, uint64_t* first_bad, CudaStream stream);
 // The same of x bf16[N, K]: the bytes of quantize_nvfp4_cuda of x widened to f32.
 void quantize_nvfp4_bf16_cuda(const uint16_t* x, const QuantizeArgs& args_without_x, uint64_t* first_bad,
-                              CudaStream stream, int variant = 0);
+                              CudaStream stream);
 
 // *amax = max(*amax, max |x|) over count elements, a multiple of 8; the caller sets it to 0 before. Not finite, as
 // *first_bad, when an element is not.
@@ -48,8 +47,7 @@ void amax_bf16_cuda(float* amax, uint64_t* first_bad, const uint16_t* x, int64_t
 // Global scales are below 2^120.
 void dequantize_nvfp4_cuda(const DequantizeArgs& args, CudaStream stream);
 // The same to bf16, rounded once to nearest even: exact when the global scale is a power of two.
-void dequantize_nvfp4_bf16_cuda(uint16_t* out, const DequantizeArgs& args_without_out, CudaStream stream,
-                                int variant = 0);
+void dequantize_nvfp4_bf16_cuda(uint16_t* out, const DequantizeArgs& args_without_out, CudaStream stream);
 
 // Some columns of up to three matrices one below the other, each with its own factor in place of a global scale.
 constexpr int kMaxDequantizeParts = 3;

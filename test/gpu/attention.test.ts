@@ -2,7 +2,7 @@
 import { attentionInputs, pagesOf } from '../support/attention-ops'
 import type { AttentionDims } from '../support/attention-reference'
 import { fromBf16, toBf16 } from '../support/bf16'
-import { expectClose, ops, seededValues } from '../support/native-ops'
+import { expectClose, expectSameBytes, ops, seededValues } from '../support/native-ops'
 
 const probe = ops.probeCuda!() as { devices: number; reason: string }
 const withCuda = probe.devices > 0 ? describe : describe.skip
@@ -120,7 +120,7 @@ withCuda(`attention on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
       const clean = backward(inputs, hidden, shape)
       inputs.k.fill(0x7fff, 11 * D, 12 * D)
       inputs.v.fill(0x7fff, 11 * D, 12 * D)
-      expect(backward(inputs, hidden, shape)).toEqual(clean)
+      expectSameBytes(backward(inputs, hidden, shape), clean)
       const y = fromBf16(forward(inputs, null, shape).y)
       expect(y.subarray(11 * 2 * D).every(Number.isNaN)).toBe(true)
     },
@@ -130,7 +130,7 @@ withCuda(`attention on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
     for (const D of [64, 128, 80]) {
       const shape = dims(2, 300, 8, 2, D)
       const inputs = inputsOf(shape)
-      expect(backward(inputs, null, shape)).toEqual(backward(inputs, null, shape))
+      expectSameBytes(backward(inputs, null, shape), backward(inputs, null, shape))
     }
   })
 
@@ -201,8 +201,8 @@ withCuda('attention over a cache on CUDA', () => {
     const shape = { T: 2, offset: 1000, Q: 8, KV: 2, D, pageTokens: 64 }
     const inputs = decodeInputs(shape)
     const once = decode(inputs, shape)
-    expect(decode(inputs, shape)).toEqual(once)
-    expect(decode(inputs, { ...shape, offset: 3000, position: 1000 })).toEqual(once)
+    expectSameBytes(decode(inputs, shape), once)
+    expectSameBytes(decode(inputs, { ...shape, offset: 3000, position: 1000 }), once)
   })
 
   // Groups of 1, 3 and 4 heads, so that tiles of rows begin and end inside a token's heads.
@@ -232,7 +232,7 @@ withCuda('attention over a cache on CUDA', () => {
   test('of any number of tokens gives the same bytes twice', () => {
     const shape = { T: 70, offset: 900, Q: 8, KV: 2, D: 128, pageTokens: 64 }
     const inputs = decodeInputs(shape)
-    expect(paged(inputs, shape)).toEqual(paged(inputs, shape))
+    expectSameBytes(paged(inputs, shape), paged(inputs, shape))
   })
 
   test('refuses more tokens than it has rows for', () => {

@@ -1,6 +1,6 @@
 /** Needs a CUDA device: `npm run test:gpu`. */
 import { fromBf16, toBf16 } from '../support/bf16'
-import { expectClose, ops, seededValues } from '../support/native-ops'
+import { expectClose, expectSameBytes, ops, seededValues } from '../support/native-ops'
 
 const probe = ops.probeCuda!() as { devices: number; reason: string }
 const withCuda = probe.devices > 0 ? describe : describe.skip
@@ -80,7 +80,7 @@ withCuda(`RMSNorm on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
     const expected = forward(p).y
     expect(expected.subarray(256, 512).every((bits) => (bits & 0x7fff) === 0)).toBe(true)
     ops.rmsNormCuda!(p.x, null, p.x, p.w, 5, 256, EPS)
-    expect(p.x).toEqual(expected)
+    expectSameBytes(p.x, expected)
   })
 
   it.each([...SHAPES, ...MANY_ROWS])('has the gradients of the CPU for T = %i, H = %i', (T, H) => {
@@ -113,13 +113,13 @@ withCuda(`RMSNorm on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
     const expected = backward(p, false).dx
     const { invRms } = forward(p)
     ops.rmsNormBackwardCuda!(p.dy, null, p.dy, p.x, p.w, invRms, 50, 128, false)
-    expect(p.dy).toEqual(expected)
+    expectSameBytes(p.dy, expected)
   })
 
   it('gives the same bytes twice', () => {
     for (const [T, H] of [...MANY_ROWS, [9, 2560] as const]) {
       const p = problem(T, H)
-      expect(backward(p, true)).toEqual(backward(p, true))
+      expectSameBytes(backward(p, true), backward(p, true))
     }
   })
 

@@ -3,7 +3,7 @@ import bindings from 'bindings'
 import { createRequire } from 'node:module'
 import { resolve } from 'node:path'
 
-export { expectClose } from './expect-close'
+export { expectClose, expectSameBytes } from './expect-close'
 
 export interface OpOptions {
   isa?: 'portable' | 'neon' | 'avx2' | 'avx512'

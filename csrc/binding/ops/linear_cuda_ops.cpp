@@ -56,7 +56,7 @@ struct Scratch {
   LinearCuda cuda;
   explicit Scratch(int64_t bytes, const Napi::Value& options)
       : buffer(bytes), cuda{blas(), buffer.as<void>(), bytes, nullptr} {
-    cuda.gemv_tokens = option(options, "gemvTokens", kLinearGemvTokens);
+    cuda.gemv_tokens = option(options, "gemvTokens");
   }
 };
 

@@ -4,7 +4,7 @@
 // quantizeNvfp4Cuda, amaxCuda and dequantizeNvfp4Cuda take the same arguments, a Uint16Array (bf16) for a Float32Array
 // too, and copy them to device 0 and back. For benchmarks, on random data of the tensor [N, K], distinct ones of
 // ringBytes of bf16 in all, as microseconds per launch inside a CUDA graph:
-//   nvfp4CudaTime('dequantize' | 'quantize' | 'amax', { N, K, ringBytes, variant? }, replays)
+//   nvfp4CudaTime('dequantize' | 'quantize' | 'amax', { N, K, ringBytes }, replays)
 #include <algorithm>
 #include <string>
 
@@ -170,32 +170,31 @@ Napi::Value codec_time(const Napi::CallbackInfo& info) {
   const Napi::Value dims = info[1];
   const int64_t N = option(dims, "N"), K = option(dims, "K"), count = N * K;
   const int64_t tensors = std::max<int64_t>(1, option(dims, "ringBytes") / (2 * count));
-  const int variant = static_cast<int>(option(dims, "variant"));
   const CudaBuffer codes = random_bytes(tensors * count / 2, 0, 256);
   const CudaBuffer scales = random_bytes(tensors * count / kBlockSize, 0x28, 0x15);
   const CudaBuffer x = random_bf16(tensors * count);
   const float zero = 0;
   const CudaBuffer largest = on_device(&zero, sizeof(zero));
   const FirstBad bad;
-  return Napi::Number::New(
-      info.Env(), cuda_graph_microseconds(tensors, integer(info[2]), [&](int64_t i, CudaStream stream) {
-        uint8_t *codes_i = codes.as<uint8_t>() + i * count / 2,
-                *scales_i = scales.as<uint8_t>() + i * count / kBlockSize;
-        uint16_t* x_i = x.as<uint16_t>() + i * count;
-        if (op == "dequantize") {
-          dequantize_nvfp4_bf16_cuda(x_i, {nullptr, codes_i, scales_i, N, K, 0.5f}, stream, variant);
-        } else if (op == "quantize") {
-          QuantizeArgs args{};
-          args.codes = codes_i;
-          args.scales = scales_i;
-          args.N = N;
-          args.K = K;
-          args.global_scale = 0x1p-11f;
-          quantize_nvfp4_bf16_cuda(x_i, args, bad.get(), stream, variant);
-        } else {
-          amax_bf16_cuda(largest.as<float>(), bad.get(), x_i, count, stream);
-        }
-      }));
+  return Napi::Number::New(info.Env(),
+                           cuda_graph_microseconds(tensors, integer(info[2]), [&](int64_t i, CudaStream stream) {
+                             uint8_t *codes_i = codes.as<uint8_t>() + i * count / 2,
+                                     *scales_i = scales.as<uint8_t>() + i * count / kBlockSize;
+                             uint16_t* x_i = x.as<uint16_t>() + i * count;
+                             if (op == "dequantize") {
+                               dequantize_nvfp4_bf16_cuda(x_i, {nullptr, codes_i, scales_i, N, K, 0.5f}, stream);
+                             } else if (op == "quantize") {
+                               QuantizeArgs args{};
+                               args.codes = codes_i;
+                               args.scales = scales_i;
+                               args.N = N;
+                               args.K = K;
+                               args.global_scale = 0x1p-11f;
+                               quantize_nvfp4_bf16_cuda(x_i, args, bad.get(), stream);
+                             } else {
+                               amax_bf16_cuda(largest.as<float>(), bad.get(), x_i, count, stream);
+                             }
+                           }));
 }
 #endif
 
