@@ -140,8 +140,11 @@ void fail_non_finite_logit(int32_t id, float value) {
 Sampled sample_token(const float* logits, int64_t V, const std::vector<int32_t>& history, int64_t position,
                      const SampleOptions& options) {
   const float max = checked_max(logits, V);
-  const double lse = max + std::log(softmax_row(detect_isa()).exp_sum(logits, V, max));
-  const auto logprob = [&](int32_t id) { return static_cast<float>(logits[id] - lse); };
+  // Not logit − (max + log_sum): beside a large maximum the sum would round away.
+  const double log_sum = std::log(softmax_row(detect_isa()).exp_sum(logits, V, max));
+  const auto logprob = [&](int32_t id) {
+    return static_cast<float>((static_cast<double>(logits[id]) - static_cast<double>(max)) - log_sum);
+  };
 
   Sampled sampled;
   sampled.id = choose(penalised(logits, V, history, options.repetition_penalty), position, options);

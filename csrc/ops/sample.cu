@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "core/cuda_check.h"
 #include "core/status.h"
@@ -40,6 +41,7 @@ constexpr int32_t kNoneBad = INT32_MAX;
 struct Histogram {
   Word sum[kBins];
   uint32_t count[kBins];
+  Word light;
 };
 
 // Between blocks, in global memory.
@@ -58,6 +60,9 @@ struct Shared {
   Word scan[kWarps];
   // A bin's sum in two halves: there is no 64-bit addition in shared memory.
   uint32_t low[kBins], high[kBins], count[kBins];
+  // Key of the floor_rank-th largest of the warps' maxima: what is below it in this block is behind as many of its
+  // tokens.
+  uint32_t floor_key;
   // What the thread of the bin with the last token says to all.
   int bin;
   bool whole;
@@ -74,9 +79,15 @@ struct Job {
   float inverse_temperature;
   uint64_t top_p_fraction;  // 0: off
   uint64_t least_weight;
+  // Of top-p: lighter tokens together weigh less than what it leaves over.
+  uint64_t light_weight;
+  // Logits that far below the maximum weigh 0, and less than least_weight.
+  float zero_distance, least_distance;
+  bool uses_histograms;
+  int floor_rank;  // 0, or the most of top_k and top_logprobs where that is at most 32: see Shared::floor_key
 };
 
-// Ids of one warp, and the penalised logits of its block: each is written and read by the same lane.
+// Ids of one warp, and the penalised logits of its block.
 struct Row {
   int begin, end;
   int values_begin;
@@ -184,15 +195,35 @@ __device__ Summary read_logits(const SampleCuda& args, const Row& row) {
   return summary_of_lanes(own);
 }
 
+// One warp calls it. Warps without logits have equal maxima, 0: with fewer than `rank` others that is the floor.
+__device__ void find_floor(int rank, Shared& shared) {
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const Word own = shared.summaries[lane].best;
+  int larger = 0;
+#pragma unroll
+  for (int other = 0; other < kLanes; ++other) larger += __shfl_sync(kAllLanes, own, other) > own;
+  if (lane == 0) shared.floor_key = 0;
+  __syncwarp();
+  if (larger == rank - 1) shared.floor_key = static_cast<uint32_t>(own >> 32);
+}
+
 // The same in every thread of every block. A barrier between blocks.
 __device__ Summary summarise(const Job& job, const Row& row, Shared& shared) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
+  // Loaded before the logits, used after them.
+  const int32_t position = *job.args.position + 1;
   const Summary own = read_logits(job.args, row);
   if (lane == 0) shared.summaries[warp] = own;
   __syncthreads();
+  // Side by side.
   if (warp == 0) {
     const Summary block = summary_of_lanes(shared.summaries[lane]);
     if (lane == 0) job.scratch->summaries[blockIdx.x] = block;
+  } else if (warp == 1) {
+    if (job.floor_rank > 0) find_floor(job.floor_rank, shared);
+  } else if (threadIdx.x == 2 * kLanes) {
+    shared.position = position;
+    if (job.args.options.temperature > 0) shared.bits = draw_bits(job.args.options.seed, position);
   }
   sync_blocks();
   Summary all = kEmptySummary;
@@ -240,50 +271,87 @@ __device__ Interval places_of_distance_bin(int bin, int id_bits) {
   return {static_cast<Word>((bin & 31) + 32) << (shift + id_bits), shift + id_bits};
 }
 
-// The last place, likeliest first, that belongs to the fewest tokens whose measures sum up to needed(total). Narrows
-// the interval that holds it by a histogram of 1024 bins a pass, until its bin has one token or belongs wholly; two
-// passes for most logits, six at most (all equal). A barrier between blocks a pass. `pass` counts on from call to call:
-// a histogram is used every third pass and zeroed in between.
-template <typename Place, typename Measure, typename Needed>
-__device__ Word last_place(const Job& job, const Row& row, Shared& shared, int& pass, Place place, Measure measure,
-                           Needed needed) {
+// What the last place is searched by: the tokens themselves, or their weights.
+struct ByCount {
+  static constexpr bool kCounts = true;
+  Word wanted;
+
+  __device__ Word needed(Word) const { return wanted; }
+};
+struct ByWeight {
+  static constexpr bool kCounts = false;
+  const Job& job;
+  float max;
+  Word last_of_k;
+  Word light;
+
+  __device__ Word amount(float value, Word at) const {
+    return at <= last_of_k ? sample_weight(value, max, job.inverse_temperature) : 0;
+  }
+  __device__ Word needed(Word total) const { return nucleus_weight(job.top_p_fraction, total); }
+};
+
+// The last place, likeliest first, that belongs to the fewest tokens whose amounts sum up to by.needed(sum of all).
+// Narrows the interval that holds it by a histogram of 1024 bins a pass, until its bin has one token or belongs wholly;
+// two passes for most logits, six at most (all equal). A barrier between blocks a pass. `pass` counts on from call to
+// call: a histogram is used every third pass and zeroed in between.
+// Values below `floor` are known to lie behind the last place, as are amounts below by.light: these count in the sum
+// of all alone, so that nearly all of a vocabulary costs a comparison, or no addition that others wait for.
+template <typename Value, typename By>
+__device__ Word last_place(const Job& job, const Row& row, Shared& shared, int& pass, uint32_t max_key, float floor,
+                           Value value, By by) {
   const int thread = static_cast<int>(threadIdx.x);
   Interval interval{0, 32 + job.id_bits};
   for (bool first = true;; first = false, ++pass) {
     const int shift = max(interval.bits - kBinBits, 0);
     shared.low[thread] = shared.high[thread] = shared.count[thread] = 0;
     __syncthreads();
+    Word light = 0;
     row.each([&](int id) {
-      const Word at = place(id);
+      const float own = value(id);
+      if (own < floor) return;
+      const Word at = place_of(own, id, max_key, job.id_bits);
       if ((at - interval.begin) >> interval.bits != 0) return;
-      const Word amount = measure(id, at);
-      if (amount == 0) return;
       const int bin = first ? distance_bin(static_cast<uint32_t>(at >> job.id_bits))
                             : static_cast<int>((at - interval.begin) >> shift);
-      const auto low = static_cast<uint32_t>(amount);
-      const uint32_t carry = atomicAdd(&shared.low[bin], low) > ~low;
-      const uint32_t high = static_cast<uint32_t>(amount >> 32) + carry;
-      if (high > 0) atomicAdd(&shared.high[bin], high);
+      if constexpr (!By::kCounts) {
+        const Word amount = by.amount(own, at);
+        if (amount < by.light) {
+          light += amount;
+          return;
+        }
+        const auto low = static_cast<uint32_t>(amount);
+        const uint32_t carry = atomicAdd(&shared.low[bin], low) > ~low;
+        const uint32_t high = static_cast<uint32_t>(amount >> 32) + carry;
+        if (high > 0) atomicAdd(&shared.high[bin], high);
+      }
       atomicAdd(&shared.count[bin], 1);
     });
     __syncthreads();
     Histogram& histogram = job.scratch->histograms[pass % 3];
     if (shared.count[thread] > 0) {
-      atomicAdd(&histogram.sum[thread], Word{shared.high[thread]} << 32 | shared.low[thread]);
+      const Word sum = By::kCounts ? shared.count[thread] : Word{shared.high[thread]} << 32 | shared.low[thread];
+      atomicAdd(&histogram.sum[thread], sum);
       atomicAdd(&histogram.count[thread], shared.count[thread]);
+    }
+    if constexpr (!By::kCounts) {
+      light = first ? sum_of_lanes(light) : 0;
+      if (light > 0 && thread % kLanes == 0) atomicAdd(&histogram.light, light);
     }
     sync_blocks();
     const Word own = __ldcg(&histogram.sum[thread]);
     const uint32_t count = __ldcg(&histogram.count[thread]);
+    const Word all_light = __ldcg(&histogram.light);
     if (thread % static_cast<int>(gridDim.x) == static_cast<int>(blockIdx.x)) {
       // Every block has read this one before the barrier, and adds to it again after the next.
       Histogram& free = job.scratch->histograms[(pass + 2) % 3];
       free.sum[thread] = 0;
       free.count[thread] = 0;
+      if (thread == 0) free.light = 0;
     }
     Word total;
     const Word up_to = sum_up_to_thread(own, total, shared);
-    const Word missing = first ? needed(total) : shared.missing;
+    const Word missing = first ? by.needed(total + all_light) : shared.missing;
     __syncthreads();
     if (up_to - own < missing && missing <= up_to) {
       shared.bin = thread;
@@ -307,12 +375,12 @@ __device__ void report_likeliest(const Job& job, const Row& row, Shared& shared,
   const SampleCuda& args = job.args;
   const auto wanted = static_cast<int>(min(int64_t{args.options.top_logprobs}, args.V));
   const uint32_t max_key = key_of(all.max);
-  const auto place = [&](int id) { return place_of(args.logits[id], id, max_key, job.id_bits); };
-  const Word last = last_place(
-      job, row, shared, pass, place, [](int, Word) { return Word{1}; },
-      [&](Word) { return static_cast<Word>(wanted); });
+  const auto value = [&](int id) { return args.logits[id]; };
+  const bool raw = args.options.repetition_penalty == 1 && wanted <= job.floor_rank;
+  const float floor = raw ? value_of(shared.floor_key) : -INFINITY;
+  const Word last = last_place(job, row, shared, pass, max_key, floor, value, ByCount{static_cast<Word>(wanted)});
   row.each([&](int id) {
-    const Word at = place(id);
+    const Word at = place_of(value(id), id, max_key, job.id_bits);
     if (at <= last) job.scratch->likeliest[atomicAdd(&job.scratch->likeliest_count, 1)] = at;
   });
   sync_blocks();
@@ -347,38 +415,48 @@ __device__ void report_chosen(const SampleCuda& args, const Shared& shared, int3
   report(args, shared, {id, logprob_of(args.logits[id], all), -1, 0, 0});
 }
 
+// What top-k, top-p and min-p leave.
+struct Kept {
+  const Job& job;
+  float max, floor;
+  uint32_t max_key;
+  Word last;
+
+  __device__ Word weight(float value, int id) const {
+    if (value < floor || place_of(value, id, max_key, job.id_bits) > last) return 0;
+    const Word own = sample_weight(value, max, job.inverse_temperature);
+    return own >= job.least_weight ? own : 0;
+  }
+};
+
+__device__ Kept kept_tokens(const Job& job, const Row& row, Shared& shared, int& pass, const Summary& all) {
+  const SampleOptions& options = job.args.options;
+  const auto max_key = static_cast<uint32_t>(all.best >> 32);
+  const float max = value_of(max_key);
+  const auto value = [&](int id) { return row.value(id); };
+  Word last = ~Word{0};
+  float floor = max - job.zero_distance;
+  if (options.top_k > 0 && options.top_k < job.args.V) {
+    const float own = options.top_k <= job.floor_rank ? value_of(shared.floor_key) : -INFINITY;
+    last = last_place(job, row, shared, pass, max_key, own, value, ByCount{static_cast<Word>(options.top_k)});
+    // The last place may lie beyond every key: then this is NaN, and fmaxf takes the other.
+    floor = fmaxf(floor, value_of(max_key - min(static_cast<uint32_t>(last >> job.id_bits), max_key)));
+  }
+  if (job.top_p_fraction > 0) {
+    const ByWeight by{job, max, last, job.light_weight};
+    last = min(last, last_place(job, row, shared, pass, max_key, floor, value, by));
+  }
+  return {job, max, fmaxf(floor, max - job.least_distance), max_key, last};
+}
+
 // One draw among the tokens that the filters leave, by the running sum in the order of ids: blocks, warps of the block
-// that holds it, steps of 32 ids of the warp that holds it.
+// that holds it, lanes of the warp that holds it with a run of neighbouring ids each.
 __device__ void draw(const Job& job, const Row& row, Shared& shared, int& pass, const Summary& all) {
   const SampleCuda& args = job.args;
   const int lane = static_cast<int>(threadIdx.x) % kLanes, warp = static_cast<int>(threadIdx.x) / kLanes;
-  const auto max_key = static_cast<uint32_t>(all.best >> 32);
-  const float max = value_of(max_key);
-  const auto place = [&](int id) { return place_of(row.value(id), id, max_key, job.id_bits); };
-  const auto weight = [&](int id) {
-    return static_cast<Word>(sample_weight(row.value(id), max, job.inverse_temperature));
-  };
-  Word last = ~Word{0};
-  if (args.options.top_k > 0 && args.options.top_k < args.V) {
-    last = last_place(
-        job, row, shared, pass, place, [](int, Word) { return Word{1}; },
-        [&](Word) { return static_cast<Word>(args.options.top_k); });
-  }
-  if (job.top_p_fraction > 0) {
-    const Word last_of_k = last;
-    const Word last_of_p = last_place(
-        job, row, shared, pass, place, [&](int id, Word at) { return at <= last_of_k ? weight(id) : 0; },
-        [&](Word total) { return nucleus_weight(job.top_p_fraction, total); });
-    last = min(last, last_of_p);
-  }
-  const auto kept = [&](int id) {
-    if (place(id) > last) return Word{0};
-    const Word own = weight(id);
-    return own >= job.least_weight ? own : 0;
-  };
-
+  const Kept kept = kept_tokens(job, row, shared, pass, all);
   Word own = 0;
-  row.each([&](int id) { own += kept(id); });
+  row.each([&](int id) { own += kept.weight(row.value(id), id); });
   own = sum_of_lanes(own);
   if (lane == 0) shared.sums[warp] = own;
   __syncthreads();
@@ -390,18 +468,19 @@ __device__ void draw(const Job& job, const Row& row, Shared& shared, int& pass, 
   const Word total = __shfl_sync(kAllLanes, up_to_block, kLanes - 1);
   const Word blocks_before = blockIdx.x == 0 ? 0 : __shfl_sync(kAllLanes, up_to_block, blockIdx.x - 1);
   const Word end = blocks_before + __shfl_sync(kAllLanes, up_to_warp, warp);
-  Word begin = end - own;
   const Word target = multiply_high(shared.bits, total);
-  if (target < begin || target >= end) return;
-  for (int first = row.begin; first < row.end; first += kLanes) {
-    const int id = first + lane;
-    const Word up_to_id = begin + sum_up_to_lane(id < row.end ? kept(id) : 0);
-    const uint32_t beyond = __ballot_sync(kAllLanes, target < up_to_id);
-    if (beyond != 0) {
-      if (lane == __ffs(static_cast<int>(beyond)) - 1) report_chosen(args, shared, id, all);
-      return;
-    }
-    begin = __shfl_sync(kAllLanes, up_to_id, kLanes - 1);
+  if (target < end - own || target >= end) return;
+
+  const int each = job.ids_per_warp / kLanes, begin = row.begin + lane * each;
+  const int stop = min(begin + each, row.end);
+  Word sum = 0;
+#pragma unroll 5
+  for (int id = begin; id < stop; ++id) sum += kept.weight(row.value(id), id);
+  Word up_to = end - own + sum_up_to_lane(sum) - sum;
+  if (target < up_to || target >= up_to + sum) return;
+  for (int id = begin;; ++id) {
+    up_to += kept.weight(row.value(id), id);
+    if (target < up_to) return report_chosen(args, shared, id, all);
   }
 }
 
@@ -422,14 +501,10 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(const __grid_constant_
   row.values_begin = job.values ? 0 : block_begin;
   row.values = job.values ? job.values : block_values;
 
-  if (threadIdx.x == 0) {
-    shared.position = *args.position + 1;
-    shared.bits = draw_bits(args.options.seed, shared.position);
-  }
-  auto* words = reinterpret_cast<uint32_t*>(job.scratch->histograms);
-  for (unsigned i = blockIdx.x * kThreads + threadIdx.x; i < sizeof(Scratch::histograms) / 4;
-       i += gridDim.x * kThreads) {
-    words[i] = 0;
+  if (job.uses_histograms) {
+    auto* words = reinterpret_cast<uint32_t*>(job.scratch->histograms);
+    const unsigned count = sizeof(Scratch::histograms) / 4, threads = gridDim.x * kThreads;
+    for (unsigned i = blockIdx.x * kThreads + threadIdx.x; i < count; i += threads) words[i] = 0;
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) job.scratch->likeliest_count = 0;
 
@@ -459,6 +534,34 @@ constexpr int kMarkThreads = 256;
 __global__ void mark_seen_kernel(uint8_t* seen, const int32_t* ids, int64_t count) {
   const int64_t i = int64_t{blockIdx.x} * kMarkThreads + threadIdx.x;
   if (i < count) seen[ids[i]] = 1;
+}
+
+// How far below the maximum a logit weighs less than `weight`: half more than the logarithm says, for the rounding of
+// weights.
+float distance_of(uint64_t weight, float inverse_temperature) {
+  const double log = std::log(static_cast<double>(weight)) - kWeightBits * std::log(2.0);
+  return static_cast<float>((0.5 - log) / static_cast<double>(inverse_temperature));
+}
+
+void set_filters(Job& job) {
+  const SampleOptions& options = job.args.options;
+  const bool draws = options.temperature > 0;
+  const bool by_k = draws && options.top_k > 0, by_p = draws && options.top_p < 1;
+  job.inverse_temperature = inverse_of(options.temperature);
+  job.least_weight = least_weight(options.min_p);
+  job.zero_distance = distance_of(1, job.inverse_temperature);
+  job.least_distance = distance_of(job.least_weight, job.inverse_temperature);
+  if (by_p) {
+    job.top_p_fraction = std::max<uint64_t>(1, fraction_of(options.top_p));
+    // The likeliest token alone weighs 2^40. Half of what the others may, because weights follow logits only up to
+    // their rounding.
+    const uint64_t left = multiply_high(~job.top_p_fraction, uint64_t{1} << kWeightBits);
+    job.light_weight = std::max<uint64_t>(1, left / static_cast<uint64_t>(job.args.V) / 2);
+  }
+  job.uses_histograms = by_k || by_p || options.top_logprobs > 0;
+  for (const int rank : {by_k ? options.top_k : 0, options.top_logprobs}) {
+    if (rank <= kLanes) job.floor_rank = std::max(job.floor_rank, rank);
+  }
 }
 
 int shared_limit() {
@@ -507,9 +610,7 @@ void sample_cuda(const SampleCuda& args, CudaStream stream) {
   const int64_t warps = int64_t{args.blocks} * kWarps;
   job.ids_per_warp = static_cast<int>((args.V + warps * kLanes - 1) / (warps * kLanes) * kLanes);
   job.id_bits = std::bit_width(static_cast<uint64_t>(args.V - 1));
-  job.inverse_temperature = inverse_of(args.options.temperature);
-  if (args.options.top_p < 1) job.top_p_fraction = std::max<uint64_t>(1, fraction_of(args.options.top_p));
-  job.least_weight = least_weight(args.options.min_p);
+  set_filters(job);
 
   int bytes = job.ids_per_warp * kWarps * 4;
   if (bytes > shared_limit()) {

@@ -188,6 +188,10 @@ describe('log-probabilities', () => {
     token.top.forEach((t) => expect(t.logprob).toBeCloseTo(logits[t.id]! - lse, 5))
   })
 
+  test('keep their digits beside logits at the end of the range', () => {
+    expect(sample(Float32Array.of(-3e38, -3e38)).logprob).toBeCloseTo(-Math.log(2), 6)
+  })
+
   test('are reported only when asked, and never more than there are', () => {
     expect(sample(Float32Array.of(1, 2)).top).toEqual([])
     expect(sample(Float32Array.of(1, 2, 2), { topLogprobs: 9 }).top.map((t) => t.id)).toEqual([1, 2, 0])
