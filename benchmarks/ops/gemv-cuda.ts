@@ -2,7 +2,7 @@
  * Matrix-vector products of a decoded token on CUDA device 0, at Qwen3-4B's shapes: µs and GB/s of each launch beside a
  * kernel that only reads the same bytes, and of the projections of a whole token in one graph.
  *
- *   npx tsx benchmarks/ops/gemv-cuda.ts [replays: 5] [shapes | layers | layouts | tokens: all but layouts]
+ *   npx tsx benchmarks/ops/gemv-cuda.ts [replays: 5] [shapes | tokens | input | layers | layouts: all but layouts]
  *
  * As in linear-cuda.ts, every figure is the fastest of the replays of a graph that walks once through at least 1.25 GB of
  * distinct random weights, divided by the launches: gaps between kernels are included.
@@ -78,6 +78,21 @@ function tokens(): void {
   for (const shape of shapes) row(shape.name, ...counts.map((T) => ratio(time(shape, { T }))))
 }
 
+/** The gradient of x, with its second launch. */
+function input(): void {
+  console.log('\nGradient of x at T tokens, µs; "x read" of T 8')
+  const counts = [1, 8]
+  row('', 'read µs', ...counts, 'x read', 'cuBLASLt')
+  for (const shape of shapes) {
+    const { rows, K, name } = shape
+    const times = counts.map((T): number => ops.gemvBackwardInputCudaTime!({ T, K, rows, ringBytes }, replays))
+    const N = rows.reduce((sum, count) => sum + count, 0)
+    const blocked = ops.linearCudaTime!('input', 'nvfp4', { T: 8, N, K, ringBytes }, replays)
+    const plain = read(bytesOf(shape))
+    row(name, ratio(plain), ...times.map(ratio), ratio(times[1]! / plain), ratio(blocked))
+  }
+}
+
 function layers(): void {
   console.log('\nProjections of one token, 36 layers and head: µs, and µs when launches overlap')
   const plain =
@@ -148,5 +163,6 @@ function layouts(): void {
 
 if (!only || only === 'shapes') eachShape()
 if (!only || only === 'tokens') tokens()
+if (!only || only === 'input') input()
 if (!only || only === 'layers') layers()
 if (only === 'layouts') layouts()

@@ -191,6 +191,62 @@ withCuda(`matrix-vector products on CUDA${probe.reason && ` (${probe.reason})`}`
     }
   })
 
+  it('the gradient of x is dy · w over all weights of a stack, rounded once', () => {
+    for (const kind of ['nvfp4', 'nvfp4+residual'] as const) {
+      for (const [T, K, rows] of [
+        [1, 256, [8]],
+        [8, 2560, [4096, 1024, 1024]],
+        [5, 4096, [2560]],
+        [8, 512, [9728, 9728]],
+        [3, 9728, [520]],
+        [8, 272, [33, 16, 1]],
+        [2, 16, [7]],
+        [4, 768, [31, 40]],
+        [1, 2560, [1000]],
+      ] as const) {
+        const weights = rows.map((N, i) => seededWeight(kind, N, K, N + i))
+        const all = rows.reduce((sum, N) => sum + N, 0)
+        const dy = toBf16(seededValues(T * all, T + 21))
+        const expected = new Float32Array(T * K)
+        let from = 0
+        for (const weight of weights) {
+          const part = new Float32Array(T * weight.rows)
+          for (let t = 0; t < T; t++) {
+            part.set(fromBf16(dy.slice(t * all + from, t * all + from + weight.rows)), t * weight.rows)
+          }
+          ops.linearBackwardInput!(expected, part, weight, T, true, { threads: 4 })
+          from += weight.rows
+        }
+        const dx = poisoned(T * K)
+        ops.gemvBackwardInputCuda!(dx, dy, weights, T, false)
+        expectClose(fromBf16(dx), expected, 2 * atol(2 * all), 2 ** -8 + 1e-5)
+        const again = poisoned(T * K)
+        ops.gemvBackwardInputCuda!(again, dy, weights, T, false)
+        expectSameBytes(again, dx)
+        ops.gemvBackwardInputCuda!(again, dy, weights, T, true)
+        const twice = expected.map((value, i) => value + fromBf16(dx)[i]!)
+        expectClose(fromBf16(again), twice, 2 * atol(2 * all), 2 ** -8 + 1e-5)
+      }
+    }
+  })
+
+  it('decodes every code under every scale exactly in the gradient of x', () => {
+    const scales = Uint8Array.from({ length: 127 * 2 }, (_, i) => i >> 1) // 0x00 to 0x7e; 0x7f is NaN
+    const codes = Uint8Array.from({ length: 127 * 16 }, (_, i) => (2 * (i % 8)) | ((2 * (i % 8) + 1) << 4))
+    const weight: Weight = { storage: 'nvfp4', rows: 127, cols: 32, codes, scales, globalScale: 0.25 }
+    const dense = new Float32Array(127 * 32)
+    ops.dequantizeRows!(dense, weight, 0, 127, { isa: 'portable' })
+    for (let from = 0; from < 127; from += 8) {
+      const T = Math.min(8, 127 - from)
+      const dy = new Uint16Array(T * 127)
+      for (let t = 0; t < T; t++) dy[t * 127 + from + t] = 0x3f80
+      const dx = poisoned(T * 32)
+      ops.gemvBackwardInputCuda!(dx, dy, [weight], T, false)
+      const expected = dense.slice(from * 32, (from + T) * 32)
+      expect(fromBf16(dx).map((value) => value + 0)).toEqual(expected.map((value) => value + 0))
+    }
+  })
+
   it('refuses what it cannot do', () => {
     const weight = seededWeight('nvfp4', 8, 512, 1)
     expect(() => gemv(new Uint16Array(9 * 512), [weight], 9)).toThrow('a GEMV of 9 tokens')

@@ -1,8 +1,10 @@
 // Matrix-vector products on device 0 from host arrays, bf16 as Uint16Array (ys: or Float32Array):
 //   gemvCuda(ys[], x, weights[], T, { accumulate?, swiglu?, norm?, normEps?, overlap?, tuning })
+//   gemvBackwardInputCuda(dx, dy, weights[], T, accumulate)
 //   gemvChainCuda(x, weight [K, K], T, count, { norm, normEps?, overlap? })   x = norm(x) · wᵀ, count times, in a graph
 // and for benchmarks, on random data, as microseconds inside a CUDA graph:
 //   gemvCudaTime({ T, K, rows: [N, …], swiglu?, accumulate?, norm?, residual?, overlap?, ringBytes, tuning }, replays)
+//   gemvBackwardInputCudaTime({ T, K, rows: [N, …], residual?, ringBytes }, replays)
 //   gemvLayersCudaTime({ T, layers, overlap?, qkv: {}, o: {}, gateUp: {}, down: {}, head: {} }, replays)
 // per launch through distinct weights of ringBytes in all, and per token of Qwen3-4B's projections, whose layouts the
 // five options choose; tuning stands for { warps?, stages?, tileRows?, chunks?, blocks? } (GemvTuning).
@@ -11,6 +13,7 @@
 
 #include "binding/ops/cuda_ops.h"
 #include "core/cuda_graph_timer.h"
+#include "ops/gemv_backward_input.h"
 #include "ops/gemv_fused.h"
 
 namespace qn {
@@ -67,6 +70,26 @@ void run_gemv(const Napi::CallbackInfo& info) {
   for (const DeviceArray& y : ys) y.download();
 }
 
+void run_backward_input(const Napi::CallbackInfo& info) {
+  const DeviceArray dx(info[0]), dy(info[1]);
+  const auto weights = info[2].As<Napi::Array>();
+  std::vector<DeviceWeight> ws;
+  std::vector<WeightView> views;
+  for (uint32_t i = 0; i < weights.Length(); ++i) views.push_back(ws.emplace_back(weight_view(weights.Get(i))).view);
+  const auto count = static_cast<int>(views.size());
+  const int64_t T = integer(info[3]);
+  const CudaBuffer scratch(gemv_backward_input_scratch_bytes(views.data(), count, T));
+  gemv_backward_input_cuda({.dx = dx.bf16(),
+                            .dy = dy.bf16(),
+                            .weights = views.data(),
+                            .weight_count = count,
+                            .T = T,
+                            .scratch = scratch.as<void>(),
+                            .accumulate = flag(info[4])},
+                           nullptr);
+  dx.download();
+}
+
 void run_chain(const Napi::CallbackInfo& info) {
   const DeviceArray x(info[0]);
   const DeviceWeight w(weight_view(info[1]));
@@ -115,35 +138,81 @@ CudaBuffer ones(int64_t count) {
   return on_device(values.data(), count * 4);
 }
 
+// Several weights' rows in each of `count` rings' places, and as many residuals after them.
+struct StackRing {
+  std::vector<int64_t> begins{0};  // first read by N, so before it
+  int64_t T, K, N;
+  bool residual;
+  int64_t count;
+  WeightRing ring;
+
+  explicit StackRing(const Napi::Value& dims)
+      : T(option(dims, "T")),
+        K(option(dims, "K")),
+        N(all_rows(dims, begins)),
+        residual(flag(member(dims, "residual"))),
+        count(count_of(dims)),
+        ring(N, K, residual ? 2 * count : count) {}
+
+  WeightView at(int64_t i, size_t part) const {
+    WeightView view;
+    view.storage = Storage::kNvfp4;
+    view.rows = begins[part + 1] - begins[part];
+    view.cols = K;
+    view.packed = ring.at(i, begins[part]);
+    if (residual) view.residual = ring.at(count + i, begins[part]);
+    return view;
+  }
+  size_t parts() const { return begins.size() - 1; }
+
+ private:
+  static int64_t all_rows(const Napi::Value& dims, std::vector<int64_t>& begins) {
+    const auto rows = member(dims, "rows").As<Napi::Array>();
+    for (uint32_t i = 0; i < rows.Length(); ++i) begins.push_back(begins.back() + integer(rows.Get(i)));
+    return begins.back();
+  }
+  int64_t count_of(const Napi::Value& dims) const {
+    const int64_t bytes = N * K / 16 * 9 * (residual ? 2 : 1);
+    return std::max<int64_t>(1, (option(dims, "ringBytes") + bytes - 1) / bytes);
+  }
+};
+
 double time_gemv(const Napi::Value& dims, int64_t replays) {
-  const int64_t T = option(dims, "T"), K = option(dims, "K");
-  const auto rows = member(dims, "rows").As<Napi::Array>();
-  const bool residual = flag(member(dims, "residual"));
-  std::vector<int64_t> begins{0};
-  for (uint32_t i = 0; i < rows.Length(); ++i) begins.push_back(begins.back() + integer(rows.Get(i)));
-  const int64_t N = begins.back(), bytes = N * K / 16 * 9 * (residual ? 2 : 1);
-  const int64_t count = std::max<int64_t>(1, (option(dims, "ringBytes") + bytes - 1) / bytes);
-  const WeightRing ring(N, K, residual ? 2 * count : count);
-  const CudaBuffer x = random_bf16(T * K), y = random_bf16(T * N), norm = ones(K);
+  const StackRing ring(dims);
+  const CudaBuffer x = random_bf16(ring.T * ring.K), y = random_bf16(ring.T * ring.N), norm = ones(ring.K);
   FusedGemvCudaArgs args{};
-  args.matrix_count = static_cast<int>(rows.Length());
+  args.matrix_count = static_cast<int>(ring.parts());
   args.x = x.as<uint16_t>();
-  args.T = T;
-  args.K = K;
+  args.T = ring.T;
+  args.K = ring.K;
   args.accumulate = flag(member(dims, "accumulate"));
   args.swiglu = flag(member(dims, "swiglu"));
   args.overlap_previous = flag(member(dims, "overlap"));
   if (flag(member(dims, "norm"))) args.norm = norm.as<float>();
   args.tuning = tuning_of(dims);
-  return cuda_graph_microseconds(count, replays, [&](int64_t i, CudaStream stream) {
-    for (size_t m = 0; m + 1 < begins.size(); ++m) {
-      GemvMatrix& matrix = args.matrices[m];
-      matrix.N = begins[m + 1] - begins[m];
-      matrix.y = y.as<uint16_t>() + T * begins[m];
-      matrix.w = ring.at(i, begins[m]);
-      if (residual) matrix.residual = ring.at(count + i, begins[m]);
+  return cuda_graph_microseconds(ring.count, replays, [&](int64_t i, CudaStream stream) {
+    for (size_t part = 0; part < ring.parts(); ++part) {
+      const WeightView w = ring.at(i, part);
+      args.matrices[part] = {y.as<uint16_t>() + ring.T * ring.begins[part], w.rows, w.packed, w.residual, 0};
     }
     fused_gemv_nvfp4_cuda(args, stream);
+  });
+}
+
+double time_backward_input(const Napi::Value& dims, int64_t replays) {
+  const StackRing ring(dims);
+  const CudaBuffer dx(ring.T * ring.K * 2), dy = random_bf16(ring.T * ring.N);
+  std::vector<WeightView> views(ring.parts());
+  const auto count = static_cast<int>(views.size());
+  const auto stack = [&](int64_t i) {
+    for (size_t part = 0; part < views.size(); ++part) views[part] = ring.at(i, part);
+  };
+  stack(0);
+  const CudaBuffer scratch(gemv_backward_input_scratch_bytes(views.data(), count, ring.T));
+  return cuda_graph_microseconds(ring.count, replays, [&](int64_t i, CudaStream stream) {
+    stack(i);
+    gemv_backward_input_cuda(
+        {dx.as<uint16_t>(), dy.as<uint16_t>(), views.data(), count, ring.T, scratch.as<void>(), false}, stream);
   });
 }
 
@@ -195,6 +264,10 @@ Napi::Value run_time_gemv(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), time_gemv(info[0], integer(info[1])));
 }
 
+Napi::Value run_time_backward_input(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), time_backward_input(info[0], integer(info[1])));
+}
+
 Napi::Value run_time_layers(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), time_layers(info[0], integer(info[1])));
 }
@@ -206,6 +279,10 @@ Napi::Value run_time_layers(const Napi::CallbackInfo& info) {
 void register_gemv_cuda_ops(Napi::Env env, Napi::Object ops) {
   ops.Set("gemvCuda", Napi::Function::New<with_cuda<QN_CUDA_RUN(run_gemv)>>(env, "gemvCuda"));
   ops.Set("gemvChainCuda", Napi::Function::New<with_cuda<QN_CUDA_RUN(run_chain)>>(env, "gemvChainCuda"));
+  ops.Set("gemvBackwardInputCuda",
+          Napi::Function::New<with_cuda<QN_CUDA_RUN(run_backward_input)>>(env, "gemvBackwardInputCuda"));
+  ops.Set("gemvBackwardInputCudaTime", Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_backward_input)>>(
+                                           env, "gemvBackwardInputCudaTime"));
   ops.Set("gemvCudaTime", Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_gemv)>>(env, "gemvCudaTime"));
   ops.Set("gemvLayersCudaTime",
           Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_layers)>>(env, "gemvLayersCudaTime"));
