@@ -1,6 +1,8 @@
 // E2M1 codes as operands of bf16 tensor-core products. For .cu files alone.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include <cstdint>
 
 namespace qn {
@@ -40,6 +42,23 @@ __device__ __forceinline__ float2 decode_e4m3x2(uint32_t word) {
       : "=f"(scales.x), "=f"(scales.y)
       : "r"(halves));
   return scales;
+}
+
+__device__ __forceinline__ uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 product =
+      __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&product);
+}
+__device__ __forceinline__ uint4 multiply_bf16x8(uint4 a, uint32_t b) {
+  return {multiply_bf16x2(a.x, b), multiply_bf16x2(a.y, b), multiply_bf16x2(a.z, b), multiply_bf16x2(a.w, b)};
+}
+
+// Two E4M3 bytes, never negative, in bits 0 .. 7 and 16 .. 23, as bf16x2 of scale · kWeightUnit / kE2M1Unit. A byte
+// shifted to bf16's fields is scale · 2^-120, subnormals included; one factor of 2^238 does not exist, so two multiply
+// it. Times a decoded code, a weight is weight · kWeightUnit, exactly.
+constexpr float kWeightUnit = 0x1p-8f;
+__device__ __forceinline__ uint32_t e4m3_to_bf16x2(uint32_t bytes) {
+  return multiply_bf16x2(multiply_bf16x2(bytes << 4, 0x7f007f00u), 0x77007700u);
 }
 
 // sum[16, 8] = add[16, 8] + a[16, 16] · b[16, 8], the operands as mma.m16n8k16 deals them to lanes: with g = lane / 4

@@ -1,6 +1,5 @@
 #include "ops/gemv_backward_input.h"
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -31,9 +30,6 @@ constexpr int kUnitBytes = kDyAt + kTokens * kUnitRows * 2;
 // Blocks that a launch has at most, two for each multiprocessor of an H200. A constant, so that sums do not depend on
 // the device.
 constexpr int64_t kBlocks = 264;
-
-// Decoded weights are 2^-8 of their values (scale_pair); the store repays it.
-constexpr float kRepay = 256.0f;
 
 // Packed weights and residuals, one after the other.
 struct Plane {
@@ -107,24 +103,6 @@ __device__ __noinline__ void copy_ragged_unit(const Kernel& p, const Part& part,
   }
 }
 
-__device__ __forceinline__ uint32_t multiply(uint32_t a, uint32_t b) {
-  const __nv_bfloat162 product =
-      __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
-  return *reinterpret_cast<const uint32_t*>(&product);
-}
-
-__device__ __forceinline__ uint4 multiply(uint4 a, uint32_t b) {
-  return {multiply(a.x, b), multiply(a.y, b), multiply(a.z, b), multiply(a.w, b)};
-}
-
-// Byte kByte of two words of two E4M3 bytes as bf16x2 of scale · 2^118. A byte shifted to bf16's fields is scale ·
-// 2^-120, subnormals included; one factor of 2^238 does not exist, so two multiply it.
-template <int kByte>
-__device__ __forceinline__ uint32_t scale_pair(uint32_t first, uint32_t second) {
-  const uint32_t raw = __byte_perm(first, second, kByte == 0 ? 0x6420 : 0x6521) << 4;
-  return multiply(multiply(raw, 0x7f007f00u), 0x77007700u);
-}
-
 // sums[i] += columns 2i, 2i + 1 of the lane's 32, by the unit's rows. As operand a of multiply_tiles: row g of a is
 // column 2i of the lanes 4g + q, row g + 8 their column 2i + 1; column k of a is row k of the unit.
 __device__ __forceinline__ void multiply_unit(float4 (&sums)[16], const uint8_t* unit, int g, int q) {
@@ -138,8 +116,12 @@ __device__ __forceinline__ void multiply_unit(float4 (&sums)[16], const uint8_t*
   }
   const auto* dy = reinterpret_cast<const uint32_t*>(unit + kDyAt + g * (kUnitRows * 2));
   const uint2 b{dy[q], dy[q + 4]};
-  const uint32_t low_scales[2] = {scale_pair<0>(scales[0], scales[1]), scale_pair<1>(scales[0], scales[1])};
-  const uint32_t high_scales[2] = {scale_pair<0>(scales[2], scales[3]), scale_pair<1>(scales[2], scales[3])};
+  // Bytes 0, then 1, of the scales of two rows.
+  const auto scale_pair = [&](int first, int byte) {
+    return e4m3_to_bf16x2(__byte_perm(scales[first], scales[first + 1], byte == 0 ? 0x6420 : 0x6521));
+  };
+  const uint32_t low_scales[2] = {scale_pair(0, 0), scale_pair(0, 1)};
+  const uint32_t high_scales[2] = {scale_pair(2, 0), scale_pair(2, 1)};
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
     const auto of = [&](int r) {
@@ -149,8 +131,8 @@ __device__ __forceinline__ void multiply_unit(float4 (&sums)[16], const uint8_t*
     for (int half = 0; half < 2; ++half) {
       // Four columns of two rows as one word, so that a decoded pair is a column's.
       const uint32_t halves = half == 0 ? 0x5410 : 0x7632;
-      const uint4 low = multiply(e2m1x8_to_bf16(__byte_perm(of(0), of(1), halves)), low_scales[word / 2]);
-      const uint4 high = multiply(e2m1x8_to_bf16(__byte_perm(of(2), of(3), halves)), high_scales[word / 2]);
+      const uint4 low = multiply_bf16x8(e2m1x8_to_bf16(__byte_perm(of(0), of(1), halves)), low_scales[word / 2]);
+      const uint4 high = multiply_bf16x8(e2m1x8_to_bf16(__byte_perm(of(2), of(3), halves)), high_scales[word / 2]);
       float4& first = sums[word * 4 + half * 2];
       float4& second = sums[word * 4 + half * 2 + 1];
       first = multiply_tiles({low.x, low.y, high.x, high.y}, b, first);
@@ -270,7 +252,7 @@ Kernel kernel_of(const WeightView* weights, int weight_count) {
   for (int i = 0; i < weight_count; ++i) {
     for (const Nvfp4View* view : {&weights[i].packed, &weights[i].residual}) {
       if (!view->codes || weights[i].rows == 0) continue;
-      p.planes[p.plane_count++] = {view->codes,     view->scales, view->global_scale * kRepay,
+      p.planes[p.plane_count++] = {view->codes,     view->scales, view->global_scale / kWeightUnit,
                                    weights[i].rows, p.dy_stride,  0};
       rows += weights[i].rows;
     }

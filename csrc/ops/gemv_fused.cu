@@ -19,45 +19,49 @@ namespace qn {
 
 namespace {
 
-constexpr int kNormWarps = 16;  // at most, of a row's sum of squares
+constexpr int kNormWarps = 16;   // at most, of a row's sum of squares
+constexpr int kNormVectors = 4;  // of eight columns, at most, of a lane: rows of up to 16,384
 
-// Sums are of e2m1 · kE2M1Unit, e4m3 · kE4M3Unit and x · 2^64, so that neither codes nor their products with small x
-// leave the normal numbers; the store repays all three.
+// One token: sums are of e2m1 · kE2M1Unit, e4m3 · kE4M3Unit and x · 2^64, so that neither codes nor their products with
+// small x leave the normal numbers. Several: of x and weights · kWeightUnit. The store repays either.
 constexpr float kXScale = 0x1p64f;
-constexpr float kSumScale = 1.0f / kXScale / kE2M1Unit / kE4M3Unit;
+constexpr float kTokenSumScale = 1.0f / kXScale / kE2M1Unit / kE4M3Unit;
+constexpr float kTokensSumScale = 1.0f / kWeightUnit;
 
 struct Plane {
   const uint8_t* codes = nullptr;
   const uint8_t* scales = nullptr;
-  float scale = 0;  // of a sum: global · kSumScale
+  float scale = 0;  // of a sum
 };
 
+// Its outputs are dealt to blocks: the first `longer` blocks have outputs_per_block + 1.
 struct Matrix {
-  Plane planes[2];  // packed, residual
+  Plane planes[2];  // packed; residual, or with scale 0 the packed part again
   uint8_t* y = nullptr;
   int64_t y_stride = 0;
+  int blocks_end = 0;  // blocks of this matrix and those before
+  int outputs_per_block = 0, longer = 0;
 };
 
-// Outputs are rows of one y: a block has neighbouring ones, as equally many as can be, of one matrix, or with swiglu of
-// gate and up: then row 2i of its tiles is row i of gate and 2i + 1 row i of up.
+// Outputs are rows of one y: a block has neighbouring ones of one matrix, or with swiglu of gate and up: then row 2i of
+// its tiles is row i of gate and 2i + 1 row i of up.
 struct Kernel {
   Matrix matrices[kGemvMatrices];
-  int outputs[kGemvMatrices];     // rows of each y
-  int blocks_end[kGemvMatrices];  // blocks of this matrix and those before
   const uint16_t* x;
   const float* norm;
   float norm_eps;
   int norm_lanes;  // 32, 128 or 512: the group of rms_norm_cuda for such a row
   int T, K;
-  int units;   // of a row in one plane
-  int planes;  // 1, or 2 with a residual
+  int units;                   // of a row in one plane
+  int tile_units;              // of a row in all planes
+  int step_tiles, step_units;  // kWarps units further
   bool y_f32, accumulate, swiglu;
-  bool whole_tiles;  // a warp has all units of a tile, else units are dealt in turn
+  bool overlap_previous;
 };
 
 // A unit is kRows rows of a tile of 128 · kChunks columns: what a warp copies and multiplies at a time. In shared
 // memory: codes, row by row, the 16-byte pieces of a row permuted so that the lanes of a read touch all banks; then
-// scales, row by row. Lane 4g + q multiplies columns [q, q + 1) · 32 · kChunks of row g.
+// scales, row by row. Lane 4g + q multiplies columns [q, q + 1) · 32 · kChunks of row g (and g + 8).
 template <int kTileRows, int kChunkCount>
 struct UnitOf {
   static constexpr int kRows = kTileRows;
@@ -69,156 +73,174 @@ struct UnitOf {
   static constexpr int kRowLanes = kRowBytes / 16;     // that copy a row of codes
   static constexpr int kCopyRows = 32 / kRowLanes;     // of one copy of the warp
   static constexpr int kScaleLanes = kRowScales / 16;  // that copy a row of scales
-  static constexpr int kXBytes = kColumns * 2;
+  static constexpr int kXBytes = kColumns * 2;         // of one token
   static_assert((kChunks == 2 || kChunks == 4) && (kRows == 8 || kRows == 16));
 
+  // Of one row, pieces j of kChunks that follow a multiple of them are at the first's place ^ 16 · j.
   static __device__ __forceinline__ int piece_at(int row, int piece) {
     const int moved = kChunks == 4 ? piece ^ (piece >> 3 & 1) ^ ((row & 1) << 1) : piece ^ (row & 1);
     return row * kRowBytes + moved * 16;
   }
 };
 
-// A unit of the block: its tile, and which of the tile's units, residual after packed.
-struct Cursor {
-  int tile, unit;
-};
-
-// How a warp goes through the units.
-struct Walk {
-  Cursor first, step;
-  int tile_units, wrap;  // tiles to add when a tile's units are through
-
-  __device__ Walk(const Kernel& p, int warp, int warps) {
-    tile_units = p.units * p.planes;
-    if (p.whole_tiles) {
-      first = {warp, 0};
-      step = {0, 1};
-      wrap = warps;
-    } else {
-      first = {warp / tile_units, warp % tile_units};
-      step = {warps / tile_units, warps % tile_units};
-      wrap = 1;
-    }
-  }
-  __device__ __forceinline__ void advance(Cursor& at) const {
-    at.tile += step.tile;
-    at.unit += step.unit;
-    if (at.unit >= tile_units) {
-      at.unit -= tile_units;
-      at.tile += wrap;
-    }
-  }
+// What is compiled apart. One token takes eight rows at a time with two blocks resident where they overlap; several
+// take sixteen, which the tensor cores multiply by up to eight tokens at no further cost.
+template <bool kOne, int kWarpCount, int kStageCount, int kChunkCount, bool kWithResidual, bool kWholeUnits>
+struct LayoutOf {
+  static constexpr bool kOneToken = kOne;
+  static constexpr int kWarps = kWarpCount, kThreads = 32 * kWarps;
+  static constexpr int kStages = kStageCount;       // units in flight a warp
+  static constexpr bool kResidual = kWithResidual;  // whether there are two planes
+  static constexpr bool kWhole = kWholeUnits;       // whether rows end with a unit
+  using Unit = UnitOf<kOne ? 8 : 16, kChunkCount>;
 };
 
 // The block's part of the outputs.
 struct Part {
   int matrix;
   int first, outputs;  // rows of y
-  int rows, tiles;     // of weights
+  int rows;            // of weights
 
-  __device__ Part(const Kernel& p, int tile_rows) {
-    const int block = static_cast<int>(blockIdx.x);
-    matrix = (block >= p.blocks_end[0] ? 1 : 0) + (block >= p.blocks_end[1] ? 1 : 0);
-    const int begin = matrix == 0 ? 0 : p.blocks_end[matrix - 1];
-    const int count = p.blocks_end[matrix] - begin;
-    first = static_cast<int>(int64_t{p.outputs[matrix]} * (block - begin) / count);
-    outputs = static_cast<int>(int64_t{p.outputs[matrix]} * (block - begin + 1) / count) - first;
+  __device__ explicit Part(const Kernel& p) {
+    int block = static_cast<int>(blockIdx.x);
+    matrix = (block >= p.matrices[0].blocks_end ? 1 : 0) + (block >= p.matrices[1].blocks_end ? 1 : 0);
+    if (matrix > 0) block -= p.matrices[matrix - 1].blocks_end;
+    const Matrix& m = p.matrices[matrix];
+    first = block * m.outputs_per_block + min(block, m.longer);
+    outputs = m.outputs_per_block + (block < m.longer ? 1 : 0);
     rows = p.swiglu ? 2 * outputs : outputs;
-    tiles = (rows + tile_rows - 1) / tile_rows;
   }
 };
 
-// What a lane copies of every unit, as bytes from the unit's place in the plane (in scales: an eighth of it).
+// Where a row does not end at a unit: 16 codes and a scale at a time, through registers. Columns past K are zeros. The
+// tile is that from which `left` rows of the block are left.
 template <typename Unit>
-struct LaneCopies {
-  int matrix, scales_matrix;
-  int64_t codes_at, scales_at;
-  uint32_t codes_to, scales_to;  // in a slot
-  int row, scales_row;           // of the tile, the first of the codes
-  uint32_t tile_step, copy_step;
-
-  __device__ LaneCopies(const Kernel& p, const Part& part, int lane) {
-    const int pairs = p.swiglu ? 2 : 1, row_bytes = p.K / 2;
-    const auto matrix_of = [&](int inside) { return p.swiglu ? inside % 2 : part.matrix; };
-    row = lane / Unit::kRowLanes;
-    const int piece = lane % Unit::kRowLanes;
-    matrix = matrix_of(row);
-    codes_at = int64_t{part.first + row / pairs} * row_bytes + piece * 16;
-    codes_to = Unit::piece_at(row, piece);
-    scales_row = lane / Unit::kScaleLanes;
-    scales_matrix = matrix_of(scales_row);
-    scales_at = int64_t{part.first + scales_row / pairs} * (row_bytes / 8) + lane % Unit::kScaleLanes * 16;
-    scales_to = Unit::kScalesAt + lane * 16;
-    tile_step = Unit::kRows / pairs * row_bytes;
-    copy_step = Unit::kCopyRows / pairs * row_bytes;
-  }
-};
-
-// Where a row does not end at a unit: 16 codes and a scale at a time, through registers. Columns past K are zeros.
-template <typename Unit>
-__device__ __noinline__ void copy_ragged_unit(const Kernel& p, const Part& part, uint8_t* slot, int tile, int plane,
-                                              int column, int lane) {
+__device__ __noinline__ void copy_ragged(const Kernel& p, const Part& part, uint32_t slot, int left, int k, int lane) {
+  auto* const to = static_cast<uint8_t*>(__cvta_shared_to_generic(slot));
+  const int plane = k >= p.units ? 1 : 0, column = (k - plane * p.units) * Unit::kColumns;
   for (int block = lane; block < Unit::kRows * Unit::kRowScales; block += 32) {
-    const int inside = block / Unit::kRowScales, at = block % Unit::kRowScales, row = tile * Unit::kRows + inside;
+    const int inside = block / Unit::kRowScales, at = block % Unit::kRowScales, row = part.rows - left + inside;
     const Plane& w = p.matrices[p.swiglu ? inside % 2 : part.matrix].planes[plane];
     uint2 codes{0, 0};
     uint8_t scale = 0;
-    if (row < part.rows && column + at * 16 < p.K && w.codes) {
+    if (inside < left && column + at * 16 < p.K) {
       const int64_t offset = int64_t{part.first + (p.swiglu ? row / 2 : row)} * p.K + column + at * 16;
       codes = *reinterpret_cast<const uint2*>(w.codes + offset / 2);
       scale = w.scales[offset / 16];
     }
-    *reinterpret_cast<uint2*>(slot + Unit::piece_at(inside, at / 2) + at % 2 * 8) = codes;
-    slot[Unit::kScalesAt + inside * Unit::kRowScales + at] = scale;
+    *reinterpret_cast<uint2*>(to + Unit::piece_at(inside, at / 2) + at % 2 * 8) = codes;
+    to[Unit::kScalesAt + inside * Unit::kRowScales + at] = scale;
   }
 }
 
-// Starts copying unit `at` to `slot`; rows past the block's end become zeros. The caller commits.
-template <typename Unit, bool kWhole>
-__device__ __forceinline__ void copy_unit(const Kernel& p, const Part& part, const LaneCopies<Unit>& lane_copies,
-                                          uint8_t* slot, Cursor at, int lane) {
-  const int plane = at.unit >= p.units ? 1 : 0, k = at.unit - plane * p.units;
-  if constexpr (!kWhole) return copy_ragged_unit<Unit>(p, part, slot, at.tile, plane, k * Unit::kColumns, lane);
-  const LaneCopies<Unit>& mine = lane_copies;
-  const uint32_t to = shared_address(slot), offset = at.tile * mine.tile_step + k * Unit::kRowBytes;
-  const int left = part.rows - at.tile * Unit::kRows;
-  const uint8_t* const codes = p.matrices[mine.matrix].planes[plane].codes;
-  const int wanted = codes ? left - mine.row : 0;
-  const uint8_t* const from = codes + mine.codes_at + offset;
+// The ring of a warp: which unit of the block it copies next, and what this lane copies of each. Units are numbered
+// tile by tile, in a tile by columns, packed before residual; those of a warp are kWarps apart.
+template <typename Layout>
+struct Ring {
+  using Unit = typename Layout::Unit;
+  int k;            // the unit's place in its tile
+  int left;         // rows of the block from its tile on; none: no unit is left
+  uint32_t offset;  // of its codes from the lane's first ones
+  const uint8_t* codes;
+  const uint8_t* scales;
+  int64_t residual_codes, residual_scales;  // from those to the residual's
+  uint32_t slots;                           // in shared memory
+  uint32_t copy_step;                       // bytes between two copies' rows
+  uint32_t step_offset, wrap_offset;
+
+  __device__ Ring(const Kernel& p, const Part& part, const uint8_t* ring, int warp, int lane) {
+    slots = shared_address(ring + warp * (Layout::kStages * Unit::kBytes));
+    const int pairs = p.swiglu ? 2 : 1, row_bytes = p.K / 2;
+    const uint32_t tile_bytes = Unit::kRows / pairs * row_bytes;
+    k = warp;
+    left = part.rows;
+    offset = 0;
+    for (; k >= p.tile_units; k -= p.tile_units) {
+      left -= Unit::kRows;
+      offset += tile_bytes;
+    }
+    offset += k * Unit::kRowBytes;
+    step_offset = p.step_tiles * tile_bytes + p.step_units * Unit::kRowBytes;
+    wrap_offset = tile_bytes - p.tile_units * Unit::kRowBytes;
+
+    const int row = lane / Unit::kRowLanes, scales_row = lane / Unit::kScaleLanes;  // of a tile
+    const Matrix& of_codes = p.matrices[p.swiglu ? row % 2 : part.matrix];
+    const Matrix& of_scales = p.matrices[p.swiglu ? scales_row % 2 : part.matrix];
+    codes = of_codes.planes[0].codes + (int64_t{part.first + row / pairs} * row_bytes + lane % Unit::kRowLanes * 16);
+    scales = of_scales.planes[0].scales +
+             (int64_t{part.first + scales_row / pairs} * (row_bytes / 8) + lane % Unit::kScaleLanes * 16);
+    copy_step = Unit::kCopyRows / pairs * row_bytes;
+    // Else the compiler keeps the summands of each in registers, which are short.
+    asm("" : "+l"(codes), "+l"(scales));
+    if (Layout::kResidual) {
+      residual_codes = of_codes.planes[1].codes - of_codes.planes[0].codes - p.units * Unit::kRowBytes;
+      residual_scales = of_scales.planes[1].scales - of_scales.planes[0].scales - p.units * Unit::kRowScales;
+    }
+  }
+
+  // Starts copying the next unit, if there is one, to the slot at `slot` bytes; rows past the block's become zeros. One
+  // group of copies in any case.
+  __device__ __forceinline__ void copy_next(const Kernel& p, const Part& part, int slot, int lane) {
+    if (left > 0) {
+      if constexpr (Layout::kWhole) {
+        const bool residual = Layout::kResidual && k >= p.units;
+        const uint32_t to = slots + slot;
+        const uint32_t codes_to = to + Unit::piece_at(lane / Unit::kRowLanes, lane % Unit::kRowLanes);
+        const int codes_left = left - lane / Unit::kRowLanes;
+        const uint8_t* from = codes + offset + (residual ? residual_codes : 0);
 #pragma unroll
-  for (uint32_t i = 0; i < Unit::kRows / Unit::kCopyRows; ++i) {
-    // The permutation of pieces repeats after two rows.
-    copy_async16(to + mine.codes_to + i * Unit::kCopyRows * Unit::kRowBytes, from + uint64_t{i} * mine.copy_step,
-                 static_cast<int>(i) * Unit::kCopyRows < wanted);
+        for (int i = 0; i < Unit::kRows / Unit::kCopyRows; ++i) {
+          // The permutation of pieces repeats after two rows.
+          copy_async16(codes_to + i * Unit::kCopyRows * Unit::kRowBytes, from, i * Unit::kCopyRows < codes_left);
+          from += copy_step;
+        }
+        if (lane < Unit::kRows * Unit::kScaleLanes) {
+          copy_async16(to + Unit::kScalesAt + lane * 16, scales + offset / 8 + (residual ? residual_scales : 0),
+                       lane / Unit::kScaleLanes < left);
+        }
+      } else {
+        copy_ragged<Unit>(p, part, slots + slot, left, k, lane);
+      }
+    }
+    commit_copies();
+    k += p.step_units;
+    offset += step_offset;
+    left -= p.step_tiles * Unit::kRows;
+    if (k >= p.tile_units) {
+      k -= p.tile_units;
+      offset += wrap_offset;
+      left -= Unit::kRows;
+    }
   }
-  if (lane < Unit::kRows * Unit::kScaleLanes) {
-    const uint8_t* const scales = p.matrices[mine.scales_matrix].planes[plane].scales;
-    copy_async16(to + mine.scales_to, scales + mine.scales_at + offset / 8, codes && mine.scales_row < left);
+};
+
+// RMSNorm of rows of x, to the bits of rms_norm_kernel (rms_norm.cu), with which this must stay in step: lane l of the
+// row's norm_lanes sums the squares of vectors l, l + norm_lanes, … of eight columns; here 32 of them are a warp's
+// item.
+struct NormItem {
+  uint4 bits[kNormVectors];
+
+  __device__ __forceinline__ void load(const Kernel& p, int item, int lane) {
+    const int row_warps = p.norm_lanes / 32, token = item / row_warps;
+    const int first = item % row_warps * 32 + lane, vectors = token < p.T ? p.K / kLaneValues : 0;
+#pragma unroll
+    for (int i = 0; i < kNormVectors; ++i) {
+      const int v = first + i * p.norm_lanes;
+      bits[i] = {0, 0, 0, 0};  // adds nothing to a sum of squares
+      if (v < vectors) bits[i] = load_bits8(p.x + int64_t{token} * p.K + v * kLaneValues);
+    }
   }
-}
-
-__device__ __forceinline__ uint32_t scale_x(uint32_t pair) {
-  const __nv_bfloat162 scaled = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&pair), __float2bfloat162_rn(kXScale));
-  return *reinterpret_cast<const uint32_t*>(&scaled);
-}
-
-// Sums of squares of rows of x by warps of 32 lanes, in the order of rms_norm_kernel (rms_norm.cu), with which this
-// must stay in step: lane l of the row's norm_lanes has vectors l, l + norm_lanes, … of eight columns.
-template <int kWarps>
-__device__ void sum_squares(float (*sums)[kNormWarps], const Kernel& p, int warp, int lane) {
-  const int row_warps = p.norm_lanes / 32, vectors = p.K / kLaneValues;
-  for (int i = warp; i < row_warps * p.T; i += kWarps) {
-    const int token = i / row_warps, part = i % row_warps;
+  __device__ __forceinline__ float sum_squares() const {
     float sum = 0;
-    for (int v = part * 32 + lane; v < vectors; v += p.norm_lanes) {
-      const Eight eight = load8(p.x + int64_t{token} * p.K + v * kLaneValues);
+#pragma unroll
+    for (int i = 0; i < kNormVectors; ++i) {
+      const Eight eight = bf16x8_to_f32(bits[i]);
 #pragma unroll
       for (int j = 0; j < kLaneValues; ++j) sum = fmaf(eight.value[j], eight.value[j], sum);
     }
-    sum = reduce_lanes<32>(sum, AddLanes{});
-    if (lane == 0) sums[token][part] = sum;
+    return reduce_lanes<32>(sum, AddLanes{});
   }
-}
+};
 
 __device__ __forceinline__ float inverse_rms(const float* sums, const Kernel& p, int lane) {
   const int row_warps = p.norm_lanes / 32;
@@ -227,40 +249,133 @@ __device__ __forceinline__ float inverse_rms(const float* sums, const Kernel& p,
   return 1.0f / sqrtf(sum / static_cast<float>(p.K) + p.norm_eps);
 }
 
-// x · 2^64 in shared memory as the operand b of multiply_tiles: lane 4g + q multiplies with column g of b, of which
-// columns 2q and 2q + 1 belong to the lanes q: they hold code pairs (0, 4), (1, 5) and (2, 6), (3, 7) of eight columns
-// of x; the other lanes of q read zeros. Of each piece of 32 columns, half i holds eights 2i and 2i + 1:
-// [token][unit][piece of a lane j][half i][q][column of b, 2q + h] 16 bytes, so that the eight lanes read 128 in a row.
-template <typename Unit, int kTokens, int kWarps>
-__device__ void stage_x(uint8_t* staged, const float (*norm_sums)[kNormWarps], const Kernel& p, int lane) {
-  const int eights = p.units * (Unit::kColumns / 8), inside = p.K / 8;
-  for (int token = 0; token < kTokens; ++token) {
-    const float inverse = p.norm && token < p.T ? inverse_rms(norm_sums[token], p, lane) : 0.0f;
-    uint8_t* row = staged + token * p.units * Unit::kXBytes;
-    for (int at = static_cast<int>(threadIdx.x); at < eights; at += kWarps * 32) {
-      uint4 v{0, 0, 0, 0};
-      if (at < inside && token < p.T) {
-        v = load_bits8(p.x + int64_t{token} * p.K + at * 8);
-        if (p.norm) {
-          Eight eight = bf16x8_to_f32(v);
-          const Eight weight = load8(p.norm + at * 8);
+__device__ __forceinline__ uint4 normalised(uint4 bits, float inverse, const Eight& weight) {
+  Eight eight = bf16x8_to_f32(bits);
 #pragma unroll
-          for (int j = 0; j < kLaneValues; ++j) eight.value[j] = eight.value[j] * inverse * weight.value[j];
-          v = f32_to_bf16x8(eight);
+  for (int j = 0; j < kLaneValues; ++j) eight.value[j] = eight.value[j] * inverse * weight.value[j];
+  return f32_to_bf16x8(eight);
+}
+
+// Pairs (0, 4), (1, 5), (2, 6), (3, 7) of eight columns, as decoded codes have them.
+__device__ __forceinline__ uint4 paired(uint4 v) {
+  return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632), __byte_perm(v.y, v.w, 0x5410),
+          __byte_perm(v.y, v.w, 0x7632)};
+}
+
+// By kXScale.
+__device__ __forceinline__ uint32_t scale_x(uint32_t pair) { return multiply_bf16x2(pair, 0x5f805f80u); }
+
+// Eight columns of x in shared memory. One token: x · 2^64 as the operand b of multiply_tiles: lane 4g + q multiplies
+// with column g of b, of which columns 2q and 2q + 1 belong to the lanes q: they hold code pairs (0, 4), (1, 5) and (2,
+// 6), (3, 7) of eight columns of x; the other lanes of q read zeros. Of each piece of 32 columns, half i holds eights
+// 2i and 2i + 1: [unit][piece of a lane j][half i][q][column of b, 2q + h] 16 bytes, so that the eight lanes read 128
+// in a row. Several tokens: [unit][piece of a lane j][eight][token][q] 16 bytes, and lane 4g + q reads token g's.
+template <typename Layout>
+__device__ __forceinline__ void stage_eight(uint8_t* staged, const Kernel& p, int token, int at, uint4 bits) {
+  constexpr int kChunks = Layout::Unit::kChunks;
+  const int word = at % 4, piece = at / 4;
+  const int j = piece % kChunks, q = piece / kChunks % 4, unit = piece / kChunks / 4;
+  uint4 v = paired(bits);
+  if constexpr (Layout::kOneToken) {
+    v = {scale_x(v.x), scale_x(v.y), scale_x(v.z), scale_x(v.w)};
+    uint8_t* to = staged + (((unit * kChunks + j) * 2 + word / 2) * 8 + q * 2) * 16 + word % 2 * 8;
+    *reinterpret_cast<uint2*>(to) = {v.x, v.y};
+    *reinterpret_cast<uint2*>(to + 16) = {v.z, v.w};
+  } else {
+    *reinterpret_cast<uint4*>(staged + ((((unit * kChunks + j) * 4 + word) * p.T + token) * 4 + q) * 16) = v;
+  }
+}
+
+constexpr int kAhead = 3;  // eights of x that a thread loads before they are waited for
+
+// Stages all of x, normalised or not. The first eights of a single token may have been loaded ahead.
+template <typename Layout>
+__device__ __forceinline__ void stage_x(uint8_t* staged, const float (*norm_sums)[kNormWarps], const Kernel& p,
+                                        const uint4 (&ahead)[kAhead], const Eight& norm_ahead, int lane) {
+  const int eights = p.units * (Layout::Unit::kColumns / 8), inside = p.K / 8, thread = static_cast<int>(threadIdx.x);
+  for (int token = 0; token < (Layout::kOneToken ? 1 : p.T); ++token) {
+    const float inverse = p.norm ? inverse_rms(norm_sums[token], p, lane) : 0.0f;
+    const auto stage = [&](int at, uint4 bits, const Eight& weight) {
+      stage_eight<Layout>(staged, p, token, at, p.norm && at < inside ? normalised(bits, inverse, weight) : bits);
+    };
+    int at = thread;
+    if constexpr (Layout::kOneToken) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (at < eights) {
+          Eight weight = norm_ahead;
+          if (i > 0 && p.norm && at < inside) weight = load8(p.norm + at * 8);
+          stage(at, ahead[i], weight);
         }
-        v = {scale_x(v.x), scale_x(v.y), scale_x(v.z), scale_x(v.w)};
+        at += Layout::kThreads;
       }
-      const int word = at % 4, piece = at / 4;
-      const int j = piece % Unit::kChunks, q = piece / Unit::kChunks % 4, unit = piece / Unit::kChunks / 4;
-      uint8_t* to = row + (((unit * Unit::kChunks + j) * 2 + word / 2) * 8 + q * 2) * 16 + word % 2 * 8;
-      *reinterpret_cast<uint2*>(to) = {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632)};
-      *reinterpret_cast<uint2*>(to + 16) = {__byte_perm(v.y, v.w, 0x5410), __byte_perm(v.y, v.w, 0x7632)};
+    }
+#pragma unroll 1
+    for (; at < eights; at += Layout::kThreads) {
+      uint4 bits{0, 0, 0, 0};
+      Eight weight{};
+      if (at < inside) {
+        bits = load_bits8(p.x + int64_t{token} * p.K + at * 8);
+        if (p.norm) weight = load8(p.norm + at * 8);
+      }
+      stage(at, bits, weight);
     }
   }
 }
 
 template <typename Unit>
-constexpr int kZeroBytes = Unit::kXBytes + 128;
+constexpr int kZeroBytes = Unit::kXBytes + 128;  // what lanes without a column of b read: columns of a unit, any bank
+
+// The unit's sum for one token and the lane's row, over all lanes of the row. `x` is the lane's place in the staged
+// unit.
+template <typename Unit>
+__device__ __forceinline__ float multiply_token(const uint4 (&codes)[Unit::kChunks],
+                                                const uint32_t (&scales)[Unit::kChunks / 2], const uint8_t* x) {
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < Unit::kChunks; ++j) {
+    const float2 scale = j % 2 == 0 ? decode_e4m3x2<0>(scales[j / 2]) : decode_e4m3x2<2>(scales[j / 2]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 low = e2m1x8_to_bf16(half == 0 ? codes[j].x : codes[j].z);
+      const uint4 high = e2m1x8_to_bf16(half == 0 ? codes[j].y : codes[j].w);
+      const uint4 b = *reinterpret_cast<const uint4*>(x + (j * 2 + half) * 128);
+      // Rows g of a are pairs (0, 4), (1, 5) for column 2q of b, rows g + 8 the others for column 2q + 1.
+      float4 product = multiply_tiles({low.x, low.z, low.y, low.w}, {b.x, b.y}, {0, 0, 0, 0});
+      product = multiply_tiles({high.x, high.z, high.y, high.w}, {b.z, b.w}, product);
+      sum = fmaf(product.x + product.w, half == 0 ? scale.x : scale.y, sum);
+    }
+  }
+  return reduce_lanes<4>(sum, AddLanes{});
+}
+
+// The unit's sums for tokens 2q, 2q + 1 and rows g, g + 8 of lane 4g + q: {(g, 2q), (g, 2q + 1), (g + 8, 2q), …}. `x`
+// is the lane's place in the staged unit, `word_bytes` from one eight of columns to the next.
+template <typename Unit>
+__device__ __forceinline__ float4 multiply_tokens(uint32_t unit, const uint8_t* x, int word_bytes, int g, int q) {
+  float4 sums[2] = {};  // two chains, so that a product need not wait for the one before
+  const uint32_t scales = unit + Unit::kScalesAt + g * Unit::kRowScales + q * 2 * Unit::kChunks;
+  const uint32_t codes = unit + Unit::piece_at(g, q * Unit::kChunks);
+#pragma unroll
+  for (int j = 0; j < Unit::kChunks; ++j) {
+    const uint4 top = load_shared16(codes ^ (j * 16)), bottom = load_shared16((codes ^ (j * 16)) + 8 * Unit::kRowBytes);
+    const uint32_t top_scales = load_shared4(scales + j / 2 * 4) >> (j % 2 * 16);
+    const uint32_t bottom_scales = load_shared4(scales + j / 2 * 4 + 8 * Unit::kRowScales) >> (j % 2 * 16);
+    const uint32_t top_pair = e4m3_to_bf16x2(__byte_perm(top_scales, 0, 0x4140));
+    const uint32_t bottom_pair = e4m3_to_bf16x2(__byte_perm(bottom_scales, 0, 0x4140));
+#pragma unroll
+    for (int word = 0; word < 4; ++word) {
+      const auto of = [&](const uint4& v) { return word == 0 ? v.x : word == 1 ? v.y : word == 2 ? v.z : v.w; };
+      const uint32_t both = word < 2 ? 0x1010 : 0x3232;
+      const uint4 a = multiply_bf16x8(e2m1x8_to_bf16(of(top)), __byte_perm(top_pair, 0, both));
+      const uint4 c = multiply_bf16x8(e2m1x8_to_bf16(of(bottom)), __byte_perm(bottom_pair, 0, both));
+      const uint4 b = *reinterpret_cast<const uint4*>(x + (j * 4 + word) * word_bytes);
+      sums[0] = multiply_tiles({a.x, c.x, a.y, c.y}, {b.x, b.y}, sums[0]);
+      sums[1] = multiply_tiles({a.z, c.z, a.w, c.w}, {b.z, b.w}, sums[1]);
+    }
+  }
+  return {sums[0].x + sums[1].x, sums[0].y + sums[1].y, sums[0].z + sums[1].z, sums[0].w + sums[1].w};
+}
 
 __device__ __forceinline__ float load_y(const Kernel& p, const Matrix& matrix, int64_t at) {
   return p.y_f32 ? reinterpret_cast<const float*>(matrix.y)[at]
@@ -275,170 +390,148 @@ __device__ __forceinline__ void store_y(const Kernel& p, const Matrix& matrix, i
   }
 }
 
-// Sums of the block's tiles: [tile][plane][part][kTokens][kRows], parts in the order in which they are added.
-template <int kTokens, int kRows>
-struct Partials {
-  float* sums;
-  int parts;
-
-  __device__ __forceinline__ float* at(const Kernel& p, int tile, int plane, int part) const {
-    return sums + ((tile * p.planes + plane) * parts + part) * (kTokens * kRows);
-  }
-  __device__ __forceinline__ float row_sum(const Kernel& p, int matrix, int row, int token) const {
-    float result = 0;
-#pragma unroll 1
-    for (int plane = 0; plane < p.planes; ++plane) {
-      const float* from = at(p, row / kRows, plane, 0) + token * kRows + row % kRows;
-      float sum = from[0];
+// A row's sum for one token, of [unit][T][kRows] sums.
+template <typename Layout>
+__device__ __forceinline__ float row_sum(const Kernel& p, const float* sums, const Matrix& matrix, int row, int token) {
+  constexpr int kRows = Layout::Unit::kRows;
+  const int stride = (Layout::kOneToken ? 1 : p.T) * kRows;
+  const float* from = sums + row / kRows * p.tile_units * stride + token * kRows + row % kRows;
+  float result = 0;
+#pragma unroll
+  for (int plane = 0; plane < (Layout::kResidual ? 2 : 1); ++plane) {
+    float sum = from[0];
 #pragma unroll 4
-      for (int i = 1; i < parts; ++i) sum += from[i * kTokens * kRows];
-      result += sum * p.matrices[matrix].planes[plane].scale;
-    }
-    return result;
+    for (int i = 1; i < p.units; ++i) sum += from[i * stride];
+    from += p.units * stride;
+    result = plane == 0 ? sum * matrix.planes[0].scale : fmaf(sum, matrix.planes[1].scale, result);
   }
-};
+  return result;
+}
 
 // computes   y[T, N] (+)= x[T, K] · wᵀ, w decoded in registers; or swiglu of two such products; x normalised or not
 // moves      read N·K/2 + N·K/16 B once, 2·T·K B a block from L2; write 2·T·N B (f32: 4)      bound: memory
-// launch     grid up to multiprocessors · blocks, block 32·kWarps, smem a ring of kStages units a warp, x, partial sums
+// launch     grid about multiprocessors, block 32·kWarps, smem a ring of kStages units a warp, x, partial sums
 //            a block owns neighbouring rows; their units are dealt to its warps in turn, each with its own ring
 // needs      K % 16 == 0 (kWhole: of a unit), x, and for kWhole codes and scales, 16-byte aligned
-// numerics   codes and x exact, f32 sums: 16 columns in the tensor core, then in the order of columns
+// numerics   weights and x exact; f32 sums in the order of the contract
 // measured   not yet
-template <int kTokens, int kWarps, int kStages, int kRows, int kChunks, bool kWhole>
-__global__ void __launch_bounds__(kWarps * 32) fused_gemv_nvfp4_kernel(const __grid_constant__ Kernel p) {
-  using Unit = UnitOf<kRows, kChunks>;
+template <typename Layout>
+__global__ void __launch_bounds__(Layout::kThreads, Layout::kWhole ? 2 : 1)
+    fused_gemv_nvfp4_kernel(const __grid_constant__ Kernel p) {
+  using Unit = typename Layout::Unit;
+  constexpr bool kOneToken = Layout::kOneToken;
   extern __shared__ __align__(128) uint8_t shared[];
-  __shared__ float norm_sums[kTokens][kNormWarps];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int g = lane / 4, q = lane % 4;
-  uint8_t* const ring = shared + warp * (kStages * Unit::kBytes);
-  uint8_t* const staged = shared + kWarps * kStages * Unit::kBytes;
-  uint8_t* const zeros = staged + kTokens * p.units * Unit::kXBytes;
-  auto* const sums = reinterpret_cast<float*>(zeros + kZeroBytes<Unit>);
-
-  const Part part(p, kRows);
-  const Walk walk(p, warp, kWarps);
-  const LaneCopies<Unit> lane_copies(p, part, lane);
+  __shared__ float norm_sums[kOneToken ? 1 : kGemvTokens][kNormWarps];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4;
+  const int T = kOneToken ? 1 : p.T;
+  uint8_t* const staged = shared + Layout::kWarps * Layout::kStages * Unit::kBytes;
+  uint8_t* const zeros = staged + T * p.units * Unit::kXBytes;
+  auto* const sums = reinterpret_cast<float*>(zeros + (kOneToken ? kZeroBytes<Unit> : 0));
 
   let_next_kernel_start();
-  // Weights depend on no kernel before this one, so they travel while x is waited for and staged.
-  Cursor copying = walk.first;
-  const auto copy_next = [&](int slot) {
-    if (copying.tile < part.tiles)
-      copy_unit<Unit, kWhole>(p, part, lane_copies, ring + slot * Unit::kBytes, copying, lane);
-    commit_copies();
-    walk.advance(copying);
+  const Part part(p);
+  const int units = (part.rows + Unit::kRows - 1) / Unit::kRows * p.tile_units;
+  Ring<Layout> ring(p, part, shared, warp, lane);
+  const int first_k = ring.k;
+  const auto fill_ring = [&] {
+#pragma unroll 1
+    for (int i = 0; i < Layout::kStages; ++i) ring.copy_next(p, part, i * Unit::kBytes, lane);
   };
-#pragma unroll 1
-  for (int slot = 0; slot < kStages; ++slot) copy_next(slot);
-
-  for (int i = static_cast<int>(threadIdx.x); i < kZeroBytes<Unit> / 16; i += kWarps * 32)
-    reinterpret_cast<uint4*>(zeros)[i] = {0, 0, 0, 0};
+  // Weights depend on no kernel before this one, so they travel while it is waited for. Where nothing is, x goes first,
+  // which else would wait behind them.
+  if (p.overlap_previous) fill_ring();
+  Eight norm_ahead{};
+  if (kOneToken && p.norm && thread < p.K / 8) norm_ahead = load8(p.norm + thread * 8);
   wait_for_previous_kernel();
+  uint4 ahead[kAhead];
+  if constexpr (kOneToken) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int at = thread + i * Layout::kThreads;
+      ahead[i] = at < p.K / 8 ? load_bits8(p.x + at * 8) : uint4{0, 0, 0, 0};
+    }
+  }
+  NormItem item;
+  const int items = p.norm ? p.norm_lanes / 32 * T : 0;
+  if (warp < items) item.load(p, warp, lane);
+  // What most threads add to. (More tokens would hold registers all the while.)
   const Matrix& matrix = p.matrices[part.matrix];
-  const int thread = static_cast<int>(threadIdx.x);
-  // What most threads add to, before it would be waited for. (More tokens would hold registers all the while.)
   float before = 0;
-  if (kTokens == 1 && p.accumulate && thread < part.outputs) before = load_y(p, matrix, part.first + thread);
-  if (p.norm) {
-    sum_squares<kWarps>(norm_sums, p, warp, lane);
-    __syncthreads();
+  if (kOneToken && p.accumulate && thread < part.outputs) before = load_y(p, matrix, part.first + thread);
+  if (!p.overlap_previous) fill_ring();
+
+  if constexpr (kOneToken) {
+    for (int i = thread; i < kZeroBytes<Unit> / 16; i += Layout::kThreads)
+      reinterpret_cast<uint4*>(zeros)[i] = {0, 0, 0, 0};
   }
-  stage_x<Unit, kTokens, kWarps>(staged, norm_sums, p, lane);
-  __syncthreads();
-
-  // The lanes 4g + q of columns g of b that belong to other lanes than q read zeros, of other banks than those that do
-  // not.
-  const bool reads_x = g / 2 == q;
-  const uint8_t* const x = reads_x ? staged + q * 32 + g % 2 * 16 : zeros + (g / 2 + 2) % 4 * 32;
-  const int x_mask = reads_x ? -1 : 0;
-
-  const Partials<kTokens, kRows> partials{sums, p.whole_tiles ? 1 : p.units};
-  constexpr int kHalves = kRows / 8;
-  float totals[kHalves][kTokens];  // of whole tiles
-  int slot = 0;
-  for (Cursor at = walk.first; at.tile < part.tiles; walk.advance(at)) {
-    wait_copies<kStages - 1>();
-    __syncwarp();
-    const uint8_t* const unit = ring + slot * Unit::kBytes;
-    uint4 codes[kHalves][kChunks];
-    uint32_t scales[kHalves][kChunks / 2];
-#pragma unroll
-    for (int r = 0; r < kHalves; ++r) {
-#pragma unroll
-      for (int j = 0; j < kChunks; ++j)
-        codes[r][j] = *reinterpret_cast<const uint4*>(unit + Unit::piece_at(r * 8 + g, q * kChunks + j));
-#pragma unroll
-      for (int j = 0; j < kChunks / 2; ++j)
-        scales[r][j] = reinterpret_cast<const uint32_t*>(unit + Unit::kScalesAt + (r * 32 + lane) * 2 * kChunks)[j];
-    }
-    __syncwarp();
-    copy_next(slot);
-    slot = slot + 1 == kStages ? 0 : slot + 1;
-
-    const int plane = at.unit >= p.units ? 1 : 0, k = at.unit - plane * p.units;
-    float sum[kHalves][kTokens] = {};
-#pragma unroll
-    for (int j = 0; j < kChunks; ++j) {
-      float2 scale[kHalves];
-#pragma unroll
-      for (int r = 0; r < kHalves; ++r)
-        scale[r] = j % 2 == 0 ? decode_e4m3x2<0>(scales[r][j / 2]) : decode_e4m3x2<2>(scales[r][j / 2]);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint4 low[kHalves], high[kHalves];
-#pragma unroll
-        for (int r = 0; r < kHalves; ++r) {
-          low[r] = e2m1x8_to_bf16(half == 0 ? codes[r][j].x : codes[r][j].z);
-          high[r] = e2m1x8_to_bf16(half == 0 ? codes[r][j].y : codes[r][j].w);
-        }
-#pragma unroll
-        for (int t = 0; t < kTokens; ++t) {
-          const int offset = x_mask & ((t * p.units + k) * Unit::kXBytes);
-          const uint4 b = *reinterpret_cast<const uint4*>(x + offset + (j * 2 + half) * 128);
-#pragma unroll
-          for (int r = 0; r < kHalves; ++r) {
-            // Rows g of the products take pairs (0, 4), (1, 5) with column 2q, rows g + 8 the others with column
-            // 2q + 1.
-            float4 product = multiply_tiles({low[r].x, low[r].z, low[r].y, low[r].w}, {b.x, b.y}, {0, 0, 0, 0});
-            product = multiply_tiles({high[r].x, high[r].z, high[r].y, high[r].w}, {b.z, b.w}, product);
-            sum[r][t] = fmaf(product.x + product.w, half == 0 ? scale[r].x : scale[r].y, sum[r][t]);
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kHalves; ++r) {
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        sum[r][t] = reduce_lanes<4>(sum[r][t], AddLanes{});
-        if (p.whole_tiles) sum[r][t] = totals[r][t] = k == 0 ? sum[r][t] : totals[r][t] + sum[r][t];
-      }
-    }
-    if (p.whole_tiles && k + 1 < p.units) continue;
-    float* const to = partials.at(p, at.tile, plane, p.whole_tiles ? 0 : k);
-#pragma unroll
-    for (int r = 0; r < kHalves; ++r) {
-#pragma unroll
-      for (int t = 0; t < kTokens; ++t) {
-        if (q == t % 4) to[t * kRows + r * 8 + g] = sum[r][t];
-      }
-    }
-  }
-  __syncthreads();
-
-  for (int token = 0; token < p.T; ++token) {
 #pragma unroll 1
-    for (int i = thread; i < part.outputs; i += kWarps * 32) {
-      const int row = p.swiglu ? 2 * i : i;
+  for (int i = warp; i < items; i += Layout::kWarps) {
+    if (i != warp) item.load(p, i, lane);
+    const float sum = item.sum_squares();
+    if (lane == 0) norm_sums[i / (p.norm_lanes / 32)][i % (p.norm_lanes / 32)] = sum;
+  }
+  if (items > 0) __syncthreads();
+  stage_x<Layout>(staged, norm_sums, p, ahead, norm_ahead, lane);
+  __syncthreads();
+
+  // One token: the lanes 4g + q of columns g of b that belong to other lanes than q read zeros, of other banks than
+  // those that do not. Several: lanes past the last token repeat it; their sums are not kept.
+  const bool reads_x = !kOneToken || g / 2 == q;
+  const uint8_t* const x = !kOneToken ? staged + (min(g, T - 1) * 4 + q) * 16
+                           : reads_x  ? staged + q * 32 + g % 2 * 16
+                                      : zeros + (g / 2 + 2) % 4 * 32;
+  const int x_unit_bytes = reads_x ? T * Unit::kXBytes : 0;
+  int slot = 0, k = first_k;
+#pragma unroll 1
+  for (int i = warp; i < units; i += Layout::kWarps) {
+    wait_copies<Layout::kStages - 1>();
+    __syncwarp();
+    const uint32_t unit = ring.slots + slot;
+    const uint8_t* const x_unit = x + (Layout::kResidual && k >= p.units ? k - p.units : k) * x_unit_bytes;
+    float* const to = sums + i * (T * Unit::kRows) + g;
+    if constexpr (kOneToken) {
+      uint4 codes[Unit::kChunks];
+      uint32_t scales[Unit::kChunks / 2];
+#pragma unroll
+      for (int j = 0; j < Unit::kChunks; ++j)
+        codes[j] = load_shared16((unit + Unit::piece_at(g, q * Unit::kChunks)) ^ (j * 16));
+#pragma unroll
+      for (int j = 0; j < Unit::kChunks / 2; ++j)
+        scales[j] = load_shared4(unit + Unit::kScalesAt + lane * 2 * Unit::kChunks + j * 4);
+      __syncwarp();
+      ring.copy_next(p, part, slot, lane);
+      const float sum = multiply_token<Unit>(codes, scales, x_unit);
+      if (q == 0) *to = sum;
+    } else {
+      const float4 sum = multiply_tokens<Unit>(unit, x_unit, T * 64, g, q);
+      __syncwarp();
+      ring.copy_next(p, part, slot, lane);
+      if (2 * q < T) {
+        to[2 * q * Unit::kRows] = sum.x;
+        to[2 * q * Unit::kRows + 8] = sum.z;
+      }
+      if (2 * q + 1 < T) {
+        to[(2 * q + 1) * Unit::kRows] = sum.y;
+        to[(2 * q + 1) * Unit::kRows + 8] = sum.w;
+      }
+    }
+    slot = slot + Unit::kBytes == Layout::kStages * Unit::kBytes ? 0 : slot + Unit::kBytes;
+    k += p.step_units;
+    if (k >= p.tile_units) k -= p.tile_units;
+  }
+  __syncthreads();
+
+#pragma unroll 1
+  for (int token = 0; token < T; ++token) {
+#pragma unroll 1
+    for (int i = thread; i < part.outputs; i += Layout::kThreads) {
       const int64_t at = token * matrix.y_stride + part.first + i;
-      float value = partials.row_sum(p, part.matrix, row, token);
+      float value = row_sum<Layout>(p, sums, matrix, p.swiglu ? 2 * i : i, token);
       if (p.swiglu) {
-        const float up = partials.row_sum(p, 1, row + 1, token);
+        const float up = row_sum<Layout>(p, sums, p.matrices[1], 2 * i + 1, token);
         value = swiglu_value(bf16_to_f32(f32_to_bf16(value)), bf16_to_f32(f32_to_bf16(up)));
       } else if (p.accumulate) {
-        value += kTokens == 1 && i == thread ? before : load_y(p, matrix, at);
+        value += kOneToken && i == thread ? before : load_y(p, matrix, at);
       }
       store_y(p, matrix, at, value);
     }
@@ -452,130 +545,122 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-constexpr int64_t kPartialBytes = 24 * 1024;  // at most
+constexpr int64_t kPartialBytes = 24 * 1024;  // of unit sums, at most
 
-// How a launch is laid out, and its shared memory.
-struct Layout {
-  int tokens, warps, stages, rows, chunks;
+// How a launch is laid out, and its shared memory. tokens == 0: not even one fits.
+struct Choice {
+  int tokens, warps, stages, chunks;
   int blocks_end[kGemvMatrices];
-  bool whole_tiles;
   int64_t bytes;
+  int rows() const { return tokens == 1 ? 8 : 16; }
 };
 
 // Whole units, at least one.
-int64_t padded(int64_t K, int chunks) {
+int64_t units_of(int64_t K, int chunks) {
   const int64_t unit = chunks * 128;
-  return std::max<int64_t>(1, (K + unit - 1) / unit) * unit;
+  return std::max<int64_t>(1, (K + unit - 1) / unit);
 }
 
 // Shared memory without the partial sums.
-int64_t base_bytes(int64_t tokens, int64_t K, int warps, int stages, int rows, int chunks) {
-  const int64_t columns = chunks * 128;
-  const int64_t unit = rows * (columns / 2 + columns / 16), zeros = columns * 2 + 128;
-  return warps * stages * unit + tokens * padded(K, chunks) * 2 + zeros;
+int64_t base_bytes(const Choice& choice, int64_t K) {
+  const int64_t columns = choice.chunks * 128, unit = choice.rows() * (columns / 2 + columns / 16);
+  const int64_t zeros = choice.tokens == 1 ? columns * 2 + 128 : 0;
+  return choice.warps * choice.stages * unit + choice.tokens * units_of(K, choice.chunks) * columns * 2 + zeros;
 }
 
 int64_t shared_limit() {
   return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kGemvTokens * kNormWarps * int64_t{sizeof(float)};
 }
 
-template <int kTokens, int kWarps, int kStages, int kRows, int kChunks, bool kWhole>
-void launch(const Kernel& p, const Layout& layout, bool overlap, cudaStream_t stream) {
-  const auto kernel = fused_gemv_nvfp4_kernel<kTokens, kWarps, kStages, kRows, kChunks, kWhole>;
+template <typename Layout>
+void launch(const Kernel& p, const Choice& choice, cudaStream_t stream) {
+  const auto kernel = fused_gemv_nvfp4_kernel<Layout>;
   QN_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(layout.bytes)));
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(choice.bytes)));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(layout.blocks_end[kGemvMatrices - 1]));
-  config.blockDim = dim3(kWarps * 32);
-  config.dynamicSmemBytes = static_cast<size_t>(layout.bytes);
+  config.gridDim = dim3(static_cast<unsigned>(choice.blocks_end[kGemvMatrices - 1]));
+  config.blockDim = dim3(Layout::kThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(choice.bytes);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
+  config.numAttrs = p.overlap_previous ? 1 : 0;
   QN_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, p));
 }
 
-template <int kWarps, int kStages, int kRows, int kChunks>
-bool launch_if(const Kernel& p, const Layout& layout, bool overlap, cudaStream_t stream) {
-  if (layout.warps != kWarps || layout.stages != kStages || layout.rows != kRows || layout.chunks != kChunks)
+template <bool kOne, int kWarps, int kStages, int kChunks>
+bool launch_if(const Kernel& p, const Choice& choice, bool residual, cudaStream_t stream) {
+  if ((choice.tokens == 1) != kOne || choice.warps != kWarps || choice.stages != kStages || choice.chunks != kChunks)
     return false;
-  launch<1, kWarps, kStages, kRows, kChunks, true>(p, layout, overlap, stream);
+  residual ? launch<LayoutOf<kOne, kWarps, kStages, kChunks, true, true>>(p, choice, stream)
+           : launch<LayoutOf<kOne, kWarps, kStages, kChunks, false, true>>(p, choice, stream);
   return true;
 }
 
-// One token, every layout that benchmarks may ask for.
-void launch_token(const Kernel& p, const Layout& layout, bool overlap, cudaStream_t stream) {
-  const bool launched =
-      launch_if<16, 1, 8, 4>(p, layout, overlap, stream) || launch_if<16, 2, 8, 4>(p, layout, overlap, stream) ||
-      launch_if<16, 3, 8, 4>(p, layout, overlap, stream) || launch_if<16, 4, 8, 4>(p, layout, overlap, stream) ||
-      launch_if<16, 5, 8, 4>(p, layout, overlap, stream) || launch_if<16, 4, 8, 2>(p, layout, overlap, stream) ||
-      launch_if<16, 6, 8, 2>(p, layout, overlap, stream) || launch_if<16, 8, 8, 2>(p, layout, overlap, stream) ||
-      launch_if<8, 4, 8, 4>(p, layout, overlap, stream) || launch_if<8, 6, 8, 4>(p, layout, overlap, stream) ||
-      launch_if<8, 8, 8, 4>(p, layout, overlap, stream) || launch_if<8, 8, 8, 2>(p, layout, overlap, stream) ||
-      launch_if<16, 2, 16, 4>(p, layout, overlap, stream) || launch_if<8, 2, 16, 4>(p, layout, overlap, stream) ||
-      launch_if<8, 4, 16, 4>(p, layout, overlap, stream) || launch_if<12, 3, 16, 4>(p, layout, overlap, stream) ||
-      launch_if<16, 4, 16, 2>(p, layout, overlap, stream) || launch_if<8, 4, 16, 2>(p, layout, overlap, stream) ||
-      launch_if<8, 8, 16, 2>(p, layout, overlap, stream);
-  if (!launched) {
-    fail(Code::kInternal, "no GEMV of %d warps, %d stages, %d rows, %d chunks", layout.warps, layout.stages,
-         layout.rows, layout.chunks);
+void launch_whole(const Kernel& p, const Choice& choice, bool residual, cudaStream_t stream) {
+  const bool launched = launch_if<true, 16, 1, 4>(p, choice, residual, stream) ||
+                        launch_if<true, 16, 2, 4>(p, choice, residual, stream) ||
+                        launch_if<true, 16, 4, 4>(p, choice, residual, stream) ||
+                        launch_if<true, 16, 2, 2>(p, choice, residual, stream) ||
+                        launch_if<true, 16, 4, 2>(p, choice, residual, stream) ||
+                        launch_if<true, 16, 6, 2>(p, choice, residual, stream) ||
+                        launch_if<false, 8, 1, 4>(p, choice, residual, stream) ||
+                        launch_if<false, 8, 2, 4>(p, choice, residual, stream) ||
+                        launch_if<false, 8, 4, 4>(p, choice, residual, stream);
+  if (!launched)
+    fail(Code::kInternal, "no GEMV of %d warps, %d stages, %d chunks", choice.warps, choice.stages, choice.chunks);
+}
+
+void launch_ragged(const Kernel& p, const Choice& choice, bool residual, cudaStream_t stream) {
+  if (choice.tokens == 1) {
+    residual ? launch<LayoutOf<true, 16, 1, 4, true, false>>(p, choice, stream)
+             : launch<LayoutOf<true, 16, 1, 4, false, false>>(p, choice, stream);
+  } else {
+    residual ? launch<LayoutOf<false, 8, 1, 4, true, false>>(p, choice, stream)
+             : launch<LayoutOf<false, 8, 1, 4, false, false>>(p, choice, stream);
   }
 }
 
-template <int kTokens>
-void launch_tokens(const Kernel& p, const Layout& layout, bool overlap, cudaStream_t stream) {
-  if (layout.stages == 4) return launch<kTokens, 16, 4, 8, 4, true>(p, layout, overlap, stream);
-  if (layout.stages == 2) return launch<kTokens, 16, 2, 8, 4, true>(p, layout, overlap, stream);
-  launch<kTokens, 16, 1, 8, 4, true>(p, layout, overlap, stream);
-}
-
 // The fewest outputs a block, so that all matrices' outputs are in at most `blocks` blocks of one matrix each.
-int64_t block_outputs(const Kernel& p, int64_t blocks) {
+int64_t outputs_per_block(const int64_t (&outputs)[kGemvMatrices], int64_t blocks) {
   int64_t total = 0;
-  for (const int outputs : p.outputs) total += outputs;
+  for (const int64_t count : outputs) total += count;
   for (int64_t most = (total + blocks - 1) / blocks;; ++most) {
     int64_t needed = 0;
-    for (const int outputs : p.outputs) needed += (outputs + most - 1) / most;
+    for (const int64_t count : outputs) needed += (count + most - 1) / most;
     if (needed <= blocks) return most;
   }
 }
 
-// The layout for up to `tokens` tokens: the longest ring that fits; fewer tokens when none does; 0 tokens when even one
-// does not fit. All of the kernel but what the layout decides is set.
-Layout choose_layout(const Kernel& p, int64_t tokens, bool whole, const GemvTuning& tuning) {
+// The layout for up to `tokens` tokens: the longest ring that fits, fewer tokens when none does.
+Choice choose(const FusedGemvCudaArgs& args, const int64_t (&outputs)[kGemvMatrices], int planes, int64_t tokens,
+              bool whole) {
+  const GemvTuning& tuning = args.tuning;
   const int64_t limit = shared_limit();
-  Layout layout{};
-  layout.warps = tuning.warps ? tuning.warps : 16;
-  layout.rows = tuning.rows ? tuning.rows : 8;
-  layout.chunks = tuning.chunks ? tuning.chunks : 4;
+  Choice choice{};
+  choice.chunks = tuning.chunks ? tuning.chunks : 4;
   const int64_t resident =
       int64_t{device_attribute(cudaDevAttrMultiProcessorCount)} * (tuning.blocks ? tuning.blocks : 1);
-  const int64_t units = padded(p.K, layout.chunks) / (layout.chunks * 128);
-  const int fewer = whole ? 2 : 8;  // the widths that kernels are made for: 8, 4, 2, 1, or 8 and 1
-  layout.tokens = tokens > 4 || (tokens > 1 && !whole) ? 8 : tokens > 2 ? 4 : static_cast<int>(tokens);
-  for (; layout.tokens > 0; layout.tokens /= fewer) {
-    const int64_t tile_bytes = int64_t{layout.tokens} * layout.rows * p.planes * int64_t{sizeof(float)};
-    const int64_t tile_outputs = layout.rows / (p.swiglu ? 2 : 1);
+  for (choice.tokens = static_cast<int>(tokens); choice.tokens > 0; --choice.tokens) {
+    choice.warps = choice.tokens == 1 ? 16 : 8;
+    const int64_t tile_bytes =
+        choice.tokens * choice.rows() * planes * units_of(args.K, choice.chunks) * int64_t{sizeof(float)};
+    const int64_t tile_outputs = choice.rows() / (args.swiglu ? 2 : 1);
     // One wave of blocks, unless one would then have more sums than it can keep.
-    const int64_t most = std::min(block_outputs(p, std::max<int64_t>(resident, kGemvMatrices)),
-                                  kPartialBytes / tile_bytes * tile_outputs);
+    const int64_t most = std::min(outputs_per_block(outputs, std::max<int64_t>(resident, kGemvMatrices)),
+                                  std::max<int64_t>(1, kPartialBytes / tile_bytes) * tile_outputs);
     int64_t end = 0;
     for (int i = 0; i < kGemvMatrices; ++i)
-      layout.blocks_end[i] = static_cast<int>(end += (p.outputs[i] + most - 1) / most);
-    const int64_t tiles = (most + tile_outputs - 1) / tile_outputs;
-    // With many tiles a warp has whole ones, and only their sums to keep.
-    layout.whole_tiles = tiles >= 8 * layout.warps || tiles * units * tile_bytes > kPartialBytes;
-    const int64_t partial_bytes = tiles * tile_bytes * (layout.whole_tiles ? 1 : units);
-    for (const int stages : {4, 2, 1}) {
-      layout.stages = tuning.stages ? tuning.stages : whole ? stages : 1;
-      layout.bytes =
-          base_bytes(layout.tokens, p.K, layout.warps, layout.stages, layout.rows, layout.chunks) + partial_bytes;
-      if (layout.bytes <= limit) return layout;
+      choice.blocks_end[i] = static_cast<int>(end += (outputs[i] + most - 1) / most);
+    for (const int stages : {2, 1}) {
+      choice.stages = tuning.stages ? tuning.stages : whole ? stages : 1;
+      choice.bytes = base_bytes(choice, args.K) + (most + tile_outputs - 1) / tile_outputs * tile_bytes;
+      if (choice.bytes <= limit) return choice;
     }
   }
-  return layout;
+  return choice;
 }
 
 void check(const FusedGemvCudaArgs& args) {
@@ -586,69 +671,68 @@ void check(const FusedGemvCudaArgs& args) {
     fail(Code::kInternal, "a GEMV cannot normalise %lld", static_cast<long long>(args.K));
 }
 
-Plane plane_of(const Nvfp4View& w) { return {w.codes, w.scales, w.global_scale * kSumScale}; }
-
-Kernel kernel_of(const FusedGemvCudaArgs& args) {
-  Kernel p{};
-  p.x = args.x;
-  p.norm = args.norm;
-  p.norm_eps = args.norm_eps;
-  p.norm_lanes = args.K <= 1024 ? 32 : args.K <= 4096 ? 128 : 512;
-  p.T = static_cast<int>(args.T);
-  p.K = static_cast<int>(args.K);
-  p.planes = 1;
-  p.y_f32 = args.y_type == CudaFloat::kF32;
-  p.accumulate = args.accumulate;
-  p.swiglu = args.swiglu;
-  for (int i = 0; i < args.matrix_count; ++i) {
-    const GemvMatrix& from = args.matrices[i];
-    p.matrices[i] = {{plane_of(from.w), plane_of(from.residual)},
-                     static_cast<uint8_t*>(from.y),
-                     from.y_stride ? from.y_stride : from.N};
-    if (from.residual.codes) p.planes = 2;
-    p.outputs[i] = args.swiglu && i > 0 ? 0 : static_cast<int>(from.N);
-  }
-  return p;
-}
-
 }  // namespace
 
 // --------------------------------------------------------------------------------------------------------------------
 
-bool fused_gemv_nvfp4_fits_cuda(int64_t K) { return base_bytes(1, K, 16, 1, 8, 4) + kPartialBytes <= shared_limit(); }
+bool fused_gemv_nvfp4_fits_cuda(int64_t K) {
+  Choice choice{};
+  choice.tokens = choice.stages = 1;
+  choice.warps = 16;
+  choice.chunks = 4;
+  return base_bytes(choice, K) + kPartialBytes <= shared_limit();
+}
 
 void fused_gemv_nvfp4_cuda(const FusedGemvCudaArgs& args, CudaStream stream) {
   check(args);
-  Kernel p = kernel_of(args);
-  if (args.T == 0 || p.outputs[0] + p.outputs[1] + p.outputs[2] == 0) return;
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  // No model has another width; one layout serves it.
-  const bool whole = args.K % 512 == 0 && args.K > 0;
+  int64_t outputs[kGemvMatrices] = {};
+  bool residual = false;
+  for (int i = 0; i < args.matrix_count; ++i) {
+    outputs[i] = args.swiglu && i > 0 ? 0 : args.matrices[i].N;
+    residual = residual || args.matrices[i].residual.codes;
+  }
+  if (args.T == 0 || outputs[0] + outputs[1] + outputs[2] == 0) return;
+  const bool whole = args.K % 512 == 0 && args.K > 0;  // no model has another width
   for (int64_t t = 0; t < args.T;) {
-    const Layout layout = choose_layout(p, args.T - t, whole, args.tuning);
-    if (layout.tokens == 0) {
+    const Choice choice = choose(args, outputs, residual ? 2 : 1, args.T - t, whole);
+    if (choice.tokens == 0) {
       fail(Code::kUnsupported, "a GEMV over %lld columns does not fit the shared memory of this device",
            static_cast<long long>(args.K));
     }
-    p.T = static_cast<int>(std::min<int64_t>(layout.tokens, args.T - t));
-    p.units = static_cast<int>(padded(args.K, layout.chunks) / (layout.chunks * 128));
-    p.whole_tiles = layout.whole_tiles;
-    std::copy(std::begin(layout.blocks_end), std::end(layout.blocks_end), p.blocks_end);
-    if (!whole) {
-      layout.tokens > 1 ? launch<8, 16, 1, 8, 4, false>(p, layout, args.overlap_previous, cuda_stream)
-                        : launch<1, 16, 1, 8, 4, false>(p, layout, args.overlap_previous, cuda_stream);
-    } else if (layout.tokens == 1) {
-      launch_token(p, layout, args.overlap_previous, cuda_stream);
-    } else if (layout.tokens == 2) {
-      launch_tokens<2>(p, layout, args.overlap_previous, cuda_stream);
-    } else if (layout.tokens == 4) {
-      launch_tokens<4>(p, layout, args.overlap_previous, cuda_stream);
-    } else {
-      launch_tokens<8>(p, layout, args.overlap_previous, cuda_stream);
+    Kernel p{};
+    p.x = args.x + t * args.K;
+    p.norm = args.norm;
+    p.norm_eps = args.norm_eps;
+    p.norm_lanes = args.K <= 1024 ? 32 : args.K <= 4096 ? 128 : 512;
+    p.T = choice.tokens;
+    p.K = static_cast<int>(args.K);
+    p.units = static_cast<int>(units_of(args.K, choice.chunks));
+    p.tile_units = p.units * (residual ? 2 : 1);
+    p.step_tiles = choice.warps / p.tile_units;
+    p.step_units = choice.warps % p.tile_units;
+    p.y_f32 = args.y_type == CudaFloat::kF32;
+    p.accumulate = args.accumulate;
+    p.swiglu = args.swiglu;
+    p.overlap_previous = args.overlap_previous;
+    const float sum_scale = choice.tokens == 1 ? kTokenSumScale : kTokensSumScale;
+    for (int i = 0; i < kGemvMatrices; ++i) {
+      const GemvMatrix& from = args.matrices[i];
+      const int blocks = choice.blocks_end[i] - (i > 0 ? choice.blocks_end[i - 1] : 0);
+      Matrix& to = p.matrices[i];
+      to.planes[0] = {from.w.codes, from.w.scales, from.w.global_scale * sum_scale};
+      to.planes[1] = to.planes[0];
+      to.planes[1].scale = 0;
+      if (from.residual.codes)
+        to.planes[1] = {from.residual.codes, from.residual.scales, from.residual.global_scale * sum_scale};
+      to.y_stride = from.y_stride ? from.y_stride : from.N;
+      to.y = static_cast<uint8_t*>(from.y) + t * to.y_stride * (p.y_f32 ? 4 : 2);
+      to.blocks_end = choice.blocks_end[i];
+      to.outputs_per_block = blocks > 0 ? static_cast<int>(outputs[i] / blocks) : 0;
+      to.longer = blocks > 0 ? static_cast<int>(outputs[i] % blocks) : 0;
     }
-    p.x += p.T * args.K;
-    for (Matrix& matrix : p.matrices) matrix.y += p.T * matrix.y_stride * (p.y_f32 ? 4 : 2);
-    t += p.T;
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    whole ? launch_whole(p, choice, residual, cuda_stream) : launch_ragged(p, choice, residual, cuda_stream);
+    t += choice.tokens;
   }
 }
 

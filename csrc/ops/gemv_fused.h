@@ -6,10 +6,11 @@
 //            the bits of two products and swiglu_cuda
 //   residual weights: both parts in one sum, rounded once
 //
-// The weight enters the tensor cores as its code, which is exact; sums are f32: each 16 columns in the tensor core,
-// times the scale, in the order of columns within a lane and a unit, then over the units. The order depends on K alone,
-// so results do not depend on T, N, the tuning or the device's size, and two runs give equal bytes. The global scale
-// multiplies the sum, and bf16 output rounds once. The products of x are scaled by 2^64 inside: |x| must stay below.
+// Codes and x enter the tensor cores exactly, sums are f32, and bf16 output rounds once. One token: code · x, each 16
+// columns times their scale, added by columns; several: code · scale is exact too and all columns add up in the tensor
+// core. So a token has the same bytes among any two to eight, others alone. Within either the order depends on K alone:
+// not on N, the other weights or the device; two runs give equal bytes. The global scale multiplies the sum.
+// A single x is scaled by 2^64 inside: its magnitudes must stay below that.
 #pragma once
 
 #include "core/cuda_device.h"
@@ -31,7 +32,7 @@ struct GemvMatrix {
 
 // How the kernel is laid out; zeros: chosen by shape. For benchmarks.
 struct GemvTuning {
-  int warps = 0, stages = 0, rows = 0, chunks = 0, blocks = 0;  // blocks: a multiprocessor
+  int stages = 0, chunks = 0, blocks = 0;  // units in flight a warp, 128 columns of a unit, blocks a multiprocessor
 };
 
 struct FusedGemvCudaArgs {

@@ -7,7 +7,7 @@
 //   gemvBackwardInputCudaTime({ T, K, rows: [N, …], residual?, ringBytes }, replays)
 //   gemvLayersCudaTime({ T, layers, overlap?, qkv: {}, o: {}, gateUp: {}, down: {}, head: {} }, replays)
 // per launch through distinct weights of ringBytes in all, and per token of Qwen3-4B's projections, whose layouts the
-// five options choose; tuning stands for { warps?, stages?, tileRows?, chunks?, blocks? } (GemvTuning).
+// five options choose; tuning stands for { stages?, chunks?, blocks? } (GemvTuning).
 #include <algorithm>
 #include <vector>
 
@@ -28,7 +28,7 @@ Napi::Value member(const Napi::Value& options, const char* name) {
 
 GemvTuning tuning_of(const Napi::Value& options) {
   const auto value = [&](const char* name) { return static_cast<int>(option(options, name)); };
-  return {value("warps"), value("stages"), value("tileRows"), value("chunks"), value("blocks")};
+  return {value("stages"), value("chunks"), value("blocks")};
 }
 
 float norm_eps(const Napi::Value& options) {
