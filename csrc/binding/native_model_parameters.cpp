@@ -1,15 +1,15 @@
 // NativeModel: filling, describing, reading and writing parameters and their gradients.
+#include <algorithm>
 #include <atomic>
-#include <cstring>
 
 #include "binding/held_bytes.h"
 #include "binding/native_device.h"
 #include "binding/native_model.h"
 #include "binding/native_tensor.h"
+#include "model/engine.h"
 #include "model/fold_residual.h"
 #include "model/load.h"
-#include "ops/linear.h"
-#include "ops/quantize.h"
+#include "model/parameter_values.h"
 
 namespace qn {
 
@@ -104,38 +104,17 @@ Napi::Value filled(Napi::Env env, ModelState& state, const Model::Bytes& bytes) 
   return env.Undefined();
 }
 
-void write_values(Model& model, Parameter& p, const std::vector<float>& values, const Cpu& cpu) {
-  if (static_cast<int64_t>(values.size()) != p.count()) {
-    fail(Code::kInvalidArgument, "Expected %lld values for %s but received %zu", (long long)p.count(), p.name.c_str(),
-         values.size());
+// f32[rows, cols]; the store's rows are device memory.
+void read_gradient(float* out, Device& device, const GradientStore& gradients, const Parameter& p, const Cpu& cpu) {
+  constexpr int64_t kChunk = 8 << 20;  // elements
+  const int64_t chunk = std::clamp<int64_t>(kChunk / p.cols, 1, p.rows);
+  const Buffer scratch(device.ledger(), MemoryKind::kScratch, gradients.is_f32() ? 0 : chunk * p.cols * 4);
+  const auto engine = make_engine(device, cpu);
+  for (int64_t row = 0; row < p.rows; row += chunk) {
+    const int64_t count = std::min(chunk, p.rows - row);
+    const float* rows = gradients.rows(p, row, count, scratch.as<float>(), *engine);
+    device.copy_out(out + row * p.cols, rows, count * p.cols * 4);
   }
-  const float amax = amax_cpu(values.data(), p.rows, p.cols, cpu);  // refuses NaN and infinity
-  if (p.storage == Storage::kNvfp4) {
-    p.global_scale = p.two_level ? two_level_global_scale(amax) : 1.0f;
-    // Zero and not freed: an optimizer may go on training it.
-    for (const Buffer* buffer : {&p.residual_codes, &p.residual_scales}) {
-      if (*buffer) std::memset(buffer->data(), 0, static_cast<size_t>(buffer->bytes()));
-    }
-    quantize_nvfp4_cpu({p.codes.as<uint8_t>(),
-                        p.scales.as<uint8_t>(),
-                        values.data(),
-                        p.rows,
-                        p.cols,
-                        p.global_scale,
-                        Rounding::kNearestEven,
-                        ScaleRule::kAmax,
-                        {}},
-                       cpu);
-  } else {
-    for (int64_t i = 0; i < p.count(); ++i) {
-      const float value = values[static_cast<size_t>(i)];
-      if (p.storage == Storage::kF32) p.dense.as<float>()[i] = value;
-      if (p.storage == Storage::kF16) p.dense.as<uint16_t>()[i] = f32_to_f16(value);
-      if (p.storage == Storage::kBF16) p.dense.as<uint16_t>()[i] = f32_to_bf16(value);
-    }
-  }
-  ++p.overwrites;
-  model.mark_changed();
 }
 
 }  // namespace
@@ -272,8 +251,7 @@ Napi::Value NativeModel::JsReadValues(const Napi::CallbackInfo& info) {
     auto state = alive();
     const int64_t count = state->parameter(name).count();  // shapes never change, so the JS thread may read them
     return read_floats(info.Env(), order(info, 1), count, [state, name](float* out, const Cpu& cpu) {
-      const Parameter& p = state->parameter(name);
-      dequantize_rows_cpu(out, p.view(), 0, p.rows, cpu);
+      read_values(out, state->model, state->parameter(name), cpu);
     });
   });
 }
@@ -283,7 +261,12 @@ Napi::Value NativeModel::JsWriteValues(const Napi::CallbackInfo& info) {
     return run_job(
         info.Env(), order(info, 2),
         [state = alive(), name = string_of(info[0]), values = floats_of(info[1])](const Cpu& cpu) {
-          write_values(state->model, state->parameter(name), values, cpu);
+          Parameter& p = state->parameter(name);
+          if (static_cast<int64_t>(values.size()) != p.count()) {
+            fail(Code::kInvalidArgument, "Expected %lld values for %s but received %zu", (long long)p.count(),
+                 name.c_str(), values.size());
+          }
+          write_values(state->model, p, values.data(), cpu);
           return Nothing{};
         },
         to_undefined);
@@ -301,8 +284,7 @@ Napi::Value NativeModel::JsFoldResidual(const Napi::CallbackInfo& info) {
     return run_job(
         env, order(info, 2),
         [state, name, two_level, codes = codes.data, scales = scales.data](const Cpu& cpu) {
-          MemoryLedger& ledger = state->device()->ledger();
-          return fold_residual(codes, scales, state->parameter(name), two_level, ledger, cpu);
+          return fold_residual(codes, scales, state->model, state->parameter(name), two_level, cpu);
         },
         [codes, scales](Napi::Env env, FoldedResidual& folded) -> Napi::Value {
           Napi::Object out = Napi::Object::New(env);
@@ -326,13 +308,10 @@ Napi::Value NativeModel::JsReadGradient(const Napi::CallbackInfo& info) {
     float* out = const_cast<float*>(array.Data());
     return run_job(
         env, order(info, 1),
-        [state, name, count, out](const Cpu& cpu) {
+        [state, name, out](const Cpu& cpu) {
           const Parameter& p = state->parameter(name);
           if (!state->gradients || !state->gradients->has(p)) return false;
-          Device& device = state->model.device();
-          const Buffer scratch(device.ledger(), MemoryKind::kScratch, state->gradients->is_f32() ? 0 : count * 4);
-          const auto engine = make_engine(device, cpu);
-          device.copy_out(out, state->gradients->rows(p, 0, p.rows, scratch.as<float>(), *engine), count * 4);
+          read_gradient(out, *state->device(), *state->gradients, p, cpu);
           return true;
         },
         [held](Napi::Env env, bool& has) -> Napi::Value { return has ? Napi::Value(held->Value()) : env.Null(); });

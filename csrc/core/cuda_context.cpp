@@ -149,6 +149,23 @@ CudaContext::Free CudaContext::free_memory() const {
   return {static_cast<int64_t>(available), static_cast<int64_t>(total)};
 }
 
+CudaEvent::~CudaEvent() {
+  if (event_) cudaEventDestroy(static_cast<cudaEvent_t>(event_));
+}
+
+void CudaEvent::record(CudaContext& context) {
+  if (!event_) {
+    cudaEvent_t event = nullptr;
+    QN_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    event_ = event;
+  }
+  QN_CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(event_), stream_of(context.stream())));
+}
+
+void CudaEvent::wait() {
+  if (event_) QN_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(event_)));
+}
+
 PinnedBuffer::PinnedBuffer(int64_t bytes) : bytes_(bytes) {
   if (bytes > 0) QN_CUDA_CHECK(cudaMallocHost(&data_, static_cast<size_t>(bytes)));
 }
@@ -177,6 +194,10 @@ void CudaContext::copy(void*, const void*, int64_t) {}
 void CudaContext::zero(void*, int64_t) {}
 void CudaContext::copy_in_rows(void*, int64_t, const void*, int64_t, int64_t, int64_t) {}
 CudaContext::Free CudaContext::free_memory() const { return {0, 0}; }
+
+CudaEvent::~CudaEvent() = default;
+void CudaEvent::record(CudaContext&) {}
+void CudaEvent::wait() {}
 
 PinnedBuffer::PinnedBuffer(int64_t) { require_cuda(); }
 PinnedBuffer::~PinnedBuffer() = default;

@@ -79,6 +79,23 @@ class CudaContext {
   std::unique_ptr<CublasLt> blas_;
 };
 
+// A point of a context's stream that the host can wait for.
+class CudaEvent {
+ public:
+  CudaEvent() = default;
+  ~CudaEvent();
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+
+  // Behind everything launched so far.
+  void record(CudaContext& context);
+  // Returns at once when nothing was recorded.
+  void wait();
+
+ private:
+  void* event_ = nullptr;
+};
+
 // Host memory that the GPU copies from and to at full speed, for staging. Throws Error(kOutOfMemory).
 class PinnedBuffer {
  public:

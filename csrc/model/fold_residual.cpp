@@ -6,6 +6,7 @@
 
 #include "core/status.h"
 #include "format/nvfp4.h"
+#include "model/host_rows.h"
 #include "ops/linear.h"
 #include "ops/quantize.h"
 
@@ -22,18 +23,20 @@ struct RowSquares {
 
 }  // namespace
 
-FoldedResidual fold_residual(uint8_t* codes, uint8_t* scales, const Parameter& parameter, bool two_level,
-                             MemoryLedger& ledger, const Cpu& cpu) {
+FoldedResidual fold_residual(uint8_t* codes, uint8_t* scales, Model& model, const Parameter& parameter, bool two_level,
+                             const Cpu& cpu) {
   const int64_t N = parameter.rows, K = parameter.cols;
   if (!parameter.residual_codes) fail(Code::kInvalidArgument, "%s has no residual to fold", parameter.name.c_str());
   const int64_t chunk = std::min(N, std::max<int64_t>(1, kChunk / K));
+  MemoryLedger& ledger = model.device().host_ledger();
+  HostRows host(model.device(), parameter, chunk);
   Buffer sums(ledger, MemoryKind::kScratch, chunk * K * 4), back(ledger, MemoryKind::kScratch, chunk * K * 4);
   float *sum = sums.as<float>(), *folded = back.as<float>();
 
   float amax = 0;
   for (int64_t row = 0; two_level && row < N; row += chunk) {
     const int64_t count = std::min(chunk, N - row);
-    dequantize_rows_cpu(sum, parameter.view(), row, count, cpu);
+    dequantize_rows_cpu(sum, host.rows(row, count), 0, count, cpu);
     amax = std::max(amax, amax_cpu(sum, count, K, cpu, row));
   }
 
@@ -43,7 +46,7 @@ FoldedResidual fold_residual(uint8_t* codes, uint8_t* scales, const Parameter& p
   for (int64_t row = 0; row < N; row += chunk) {
     const int64_t count = std::min(chunk, N - row);
     uint8_t *row_codes = codes + row * (K / 2), *row_scales = scales + row * (K / kBlockSize);
-    dequantize_rows_cpu(sum, parameter.view(), row, count, cpu);
+    dequantize_rows_cpu(sum, host.rows(row, count), 0, count, cpu);
     quantize_nvfp4_cpu(
         {row_codes, row_scales, sum, count, K, result.global_scale, Rounding::kNearestEven, ScaleRule::kAmax, {}}, cpu);
     dequantize_nvfp4_cpu({folded, row_codes, row_scales, count, K, result.global_scale}, cpu);

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "core/file.h"
+#include "core/staging.h"
 #include "core/status.h"
 #include "model/kv_cache.h"
 
@@ -83,21 +84,33 @@ void check_header(const std::string& path, const Header& found, const Header& wa
 
 }  // namespace
 
+// A page in memory is the page of the file where all its positions are in use; else each plane [n, D] of the file lies
+// at the begin of a plane [kPageTokens, D]. Planes pass by as many as fit one piece.
 void KvCache::save(const std::string& path, const Cpu& cpu) const {
   const Header header = header_of(config_, dtype_, seq_len_);
   AtomicFile file(path);
   file.write(&header, sizeof header);
-  const int64_t row = config_.D * dtype_bytes(dtype_), planes = config_.L * 2 * config_.KV;
+  const int64_t row = config_.D * dtype_bytes(dtype_), plane = kPageTokens * row, planes = config_.L * 2 * config_.KV;
+  Download download(*device_);
+  const int64_t most = std::clamp<int64_t>(download.capacity() / plane, 1, planes);
   std::vector<char> packed;
   for (int64_t start = 0; start < seq_len_; start += kPageTokens) {
     cpu.check_cancelled();
     const char* page = pages_[static_cast<size_t>(start / kPageTokens)]->as<char>();
-    const int64_t n = std::min(kPageTokens, seq_len_ - start);
-    packed.resize(static_cast<size_t>(planes * n * row));
-    for (int64_t plane = 0; plane < planes; ++plane) {
-      std::memcpy(packed.data() + plane * n * row, page + plane * kPageTokens * row, static_cast<size_t>(n * row));
+    const int64_t used = std::min(kPageTokens, seq_len_ - start) * row;
+    for (int64_t first = 0; first < planes; first += most) {
+      const int64_t count = std::min(most, planes - first);
+      const auto* from = static_cast<const char*>(download.fetch(page + first * plane, count * plane));
+      if (used == plane) {
+        file.write(from, count * plane);
+        continue;
+      }
+      packed.resize(static_cast<size_t>(count * used));
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(packed.data() + i * used, from + i * plane, static_cast<size_t>(used));
+      }
+      file.write(packed.data(), count * used);
     }
-    file.write(packed.data(), planes * n * row);
   }
   file.commit();
 }
@@ -119,17 +132,32 @@ void KvCache::restore(const std::string& path, const Cpu& cpu) {
          path.c_str(), (long long)size, (long long)expected);
   }
   // Read aside: a failure half way leaves the cache as it was.
+  const int64_t plane = kPageTokens * row;
+  Upload upload(*device_);
+  const int64_t most = std::clamp<int64_t>(upload.capacity() / plane, 1, planes);
   std::vector<Page> pages;
   std::vector<char> packed;
+  int64_t offset = sizeof header;
   for (int64_t start = 0; start < header.seq_len; start += kPageTokens) {
     cpu.check_cancelled();
-    const int64_t n = std::min(kPageTokens, header.seq_len - start);
-    packed.resize(static_cast<size_t>(planes * n * row));
-    file.read_exact(packed.data(), static_cast<int64_t>(sizeof header) + start * planes * row, planes * n * row);
     pages.push_back(std::make_shared<Buffer>(device_->ledger(), MemoryKind::kCache, page_bytes()));
-    for (int64_t plane = 0; plane < planes; ++plane) {
-      std::memcpy(pages.back()->as<char>() + plane * kPageTokens * row, packed.data() + plane * n * row,
-                  static_cast<size_t>(n * row));
+    const int64_t used = std::min(kPageTokens, header.seq_len - start) * row;
+    for (int64_t first = 0; first < planes; first += most) {
+      const int64_t count = std::min(most, planes - first);
+      upload.begin(count * plane);
+      uint8_t* to = upload.take(pages.back()->as<char>() + first * plane, count * plane);
+      if (used == plane) {
+        file.read_exact(to, offset, count * plane);
+      } else {
+        packed.resize(static_cast<size_t>(count * used));
+        file.read_exact(packed.data(), offset, count * used);
+        for (int64_t i = 0; i < count; ++i) {
+          std::memcpy(to + i * plane, packed.data() + i * used, static_cast<size_t>(used));
+          std::memset(to + i * plane + used, 0, static_cast<size_t>(plane - used));
+        }
+      }
+      upload.send();
+      offset += count * used;
     }
   }
   pages_ = std::move(pages);

@@ -9,6 +9,7 @@
 #include "core/file.h"
 #include "core/status.h"
 #include "model/load_pieces.h"
+#include "model/slab.h"
 #include "ops/gemm.h"
 #include "ops/quantize.h"
 
@@ -17,7 +18,7 @@ namespace qn {
 namespace {
 
 // Elements a thread handles at a time: at most 1 MiB of f32, so that raw bytes, values and codes fit its scratch, and
-// a whole number of blocks. Progress and cancellation are looked at once a slab.
+// a whole number of blocks. Progress is looked at once a slab, of at most this length.
 constexpr int64_t kPiece = 256 << 10;
 constexpr int64_t kSlab = 64 * kPiece;
 static_assert(kPiece % kBlockSize == 0 && 3 * kPiece * 4 <= kWorkerScratchBytes);
@@ -53,8 +54,13 @@ Storage target_storage(const Parameter& p, const TensorSource& source, const Loa
 class Loader {
  public:
   Loader(const std::vector<std::string>& files, const LoadOptions& options,
-         const std::function<void(int64_t, int64_t)>& progress, const Cpu& cpu)
-      : options_(options), progress_(progress), cpu_(cpu), kernels_(linear_kernels(cpu.isa)) {
+         const std::function<void(int64_t, int64_t)>& progress, Device& device, const Cpu& cpu)
+      : options_(options),
+        progress_(progress),
+        device_(device),
+        cpu_(cpu),
+        kernels_(linear_kernels(cpu.isa)),
+        upload_(device) {
     for (const std::string& path : files) files_.push_back(File::open_for_reading(path));
     for (const File& file : files_) sizes_.push_back(file.size());
   }
@@ -82,14 +88,19 @@ class Loader {
     total_ += source.packed ? packed_bytes(source) : source.values.bytes * (scans(source, target) ? 2 : 1);
   }
 
-  void load(Parameter& p, const TensorSource& source, Storage target, MemoryLedger& ledger) {
-    p.allocate(ledger, target);
+  void allocate(Parameter& p, const TensorSource& source, Storage target) const {
+    p.allocate(device_.ledger(), target);
+    if (source.residual && target == Storage::kNvfp4) p.allocate_residual(device_.ledger(), false);
     p.two_level = true;
     p.global_scale = 1.0f;
     p.residual_in_forward = true;
-    if (source.packed && target == Storage::kNvfp4) return load_packed(p, source, ledger);
+  }
+
+  void load(Parameter& p, const TensorSource& source) {
+    const bool packs = p.storage == Storage::kNvfp4;
+    if (source.packed && packs) return load_packed(p, source);
     if (source.packed) return dequantize(p, source);
-    if (target == Storage::kNvfp4) return quantize(p, source);
+    if (packs) return quantize(p, source);
     load_dense(p, source);
   }
 
@@ -129,19 +140,41 @@ class Loader {
     files_[static_cast<size_t>(range.file)].read_exact(out, range.offset + begin * width, (end - begin) * width);
   }
 
-  // work(begin, end, scratch) over [0, count) on all threads, in pieces of whole blocks; `bytes` of the files pass by.
+  // work(begin, end, slab, scratch) over a parameter on all threads, in pieces of whole blocks, each slab of which goes
+  // to the device; `bytes` of the files pass by.
   template <typename Work>
-  void in_pieces(int64_t count, int64_t bytes, Work&& work) {
+  void fill(Parameter& p, int64_t bytes, Work&& work) {
+    const int64_t length = std::min(kSlab, longest_slab(p, upload_) / kPiece * kPiece);
+    in_slabs(p.count(), length, bytes, [&](int64_t begin, int64_t end) {
+      const Slab slab(p, begin, end, true, upload_);
+      in_pieces(begin, end, [&](int64_t first, int64_t last, Scratch scratch) { work(first, last, slab, scratch); });
+      upload_.send();
+    });
+  }
+
+  // The same without anything to fill: work(begin, end, scratch).
+  template <typename Work>
+  void scan(const Parameter& p, int64_t bytes, Work&& work) {
+    in_slabs(p.count(), kSlab, bytes, [&](int64_t begin, int64_t end) { in_pieces(begin, end, work); });
+  }
+
+  template <typename Work>
+  void in_slabs(int64_t count, int64_t length, int64_t bytes, Work&& work) {
     const int64_t before = done_;
-    for (int64_t slab = 0; slab < count; slab += kSlab) {
-      const int64_t length = std::min(kSlab, count - slab);
-      cpu_.pool.run(length, kPiece, [&](int64_t begin, int64_t end, int worker) {
-        cpu_.check_cancelled();
-        work(slab + begin, slab + end, Scratch(cpu_, worker));
-      });
-      done_ = before + static_cast<int64_t>(static_cast<double>(bytes) * double(slab + length) / double(count));
+    for (int64_t begin = 0; begin < count; begin += length) {
+      const int64_t end = std::min(begin + length, count);
+      work(begin, end);
+      done_ = before + static_cast<int64_t>(static_cast<double>(bytes) * double(end) / double(count));
       report();
     }
+  }
+
+  template <typename Work>
+  void in_pieces(int64_t slab_begin, int64_t slab_end, Work&& work) {
+    cpu_.pool.run(slab_end - slab_begin, kPiece, [&](int64_t begin, int64_t end, int worker) {
+      cpu_.check_cancelled();
+      work(slab_begin + begin, slab_begin + end, Scratch(cpu_, worker));
+    });
   }
 
   // At most two hundred times.
@@ -165,17 +198,15 @@ class Loader {
     }
   }
 
-  void load_packed(Parameter& p, const TensorSource& source, MemoryLedger& ledger) {
+  void load_packed(Parameter& p, const TensorSource& source) {
     p.two_level = source.two_level;
     p.global_scale = source.two_level ? source.global_scale : 1.0f;
-    if (source.residual) p.allocate_residual(ledger, false);
-    in_pieces(p.count(), packed_bytes(source), [&](int64_t begin, int64_t end, Scratch scratch) {
-      const int64_t block = begin / kBlockSize;
-      read(p.codes.as<uint8_t>() + begin / 2, source.codes, begin / 2, end / 2);
-      read_scales(p.scales.as<uint8_t>() + block, p, source.scales, begin, end, scratch.raw);
+    fill(p, packed_bytes(source), [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
+      read(slab.codes(begin), source.codes, begin / 2, end / 2);
+      read_scales(slab.scales(begin), p, source.scales, begin, end, scratch.raw);
       if (!source.residual) return;
-      read(p.residual_codes.as<uint8_t>() + begin / 2, source.residual_codes, begin / 2, end / 2);
-      read_scales(p.residual_scales.as<uint8_t>() + block, p, source.residual_scales, begin, end, scratch.raw);
+      read(slab.residual_codes(begin), source.residual_codes, begin / 2, end / 2);
+      read_scales(slab.residual_scales(begin), p, source.residual_scales, begin, end, scratch.raw);
     });
   }
 
@@ -189,10 +220,9 @@ class Loader {
   }
 
   void load_dense(Parameter& p, const TensorSource& source) {
-    const int64_t width = p.storage == Storage::kF32 ? 4 : 2;
     const bool same = storage_of(source.values.dtype) == p.storage;
-    in_pieces(p.count(), source.values.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
-      uint8_t* out = p.dense.as<uint8_t>() + begin * width;
+    fill(p, source.values.bytes, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
+      uint8_t* out = slab.dense(begin);
       const PieceName name{p.name, begin, p.cols};
       if (same) {
         read(out, source.values, begin, end);
@@ -205,18 +235,17 @@ class Loader {
   }
 
   void dequantize(Parameter& p, const TensorSource& source) {
-    const int64_t width = p.storage == Storage::kF32 ? 4 : 2;
     const float global = source.two_level ? source.global_scale : 1.0f;
     // Codes and checked scales are finite: only a huge global scale can make a value that is not.
     const bool overflows = !std::isfinite(2 * kE2M1Max * kE4M3Max * global);
-    in_pieces(p.count(), packed_bytes(source), [&](int64_t begin, int64_t end, Scratch scratch) {
+    fill(p, packed_bytes(source), [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
       read_decoded(scratch, p, source.codes, source.scales, global, begin, end, false);
       if (source.residual) {
         read_decoded(scratch, p, source.residual_codes, source.residual_scales, global / 8, begin, end, true);
       }
       const PieceName name{p.name, begin, p.cols};
       if (overflows) check_finite(scratch.values, DType::kF32, end - begin, name);
-      narrow(p.dense.as<uint8_t>() + begin * width, scratch.values, p.storage, end - begin, name);
+      narrow(slab.dense(begin), scratch.values, p.storage, end - begin, name);
     });
   }
 
@@ -233,7 +262,7 @@ class Loader {
     p.two_level = options_.two_level;
     if (options_.two_level) {
       std::atomic<uint32_t> largest{0};
-      in_pieces(p.count(), source.values.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+      scan(p, source.values.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
         read_values(scratch.values, p, source.values, begin, end, scratch.raw);
         const auto bits = std::bit_cast<uint32_t>(largest_magnitude(scratch.values, end - begin));
         uint32_t seen = largest.load(std::memory_order_relaxed);
@@ -242,10 +271,10 @@ class Loader {
       });
       p.global_scale = two_level_global_scale(std::bit_cast<float>(largest.load()));
     }
-    in_pieces(p.count(), source.values.bytes, [&](int64_t begin, int64_t end, Scratch scratch) {
+    fill(p, source.values.bytes, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
       read_values(scratch.values, p, source.values, begin, end, scratch.raw);
-      quantize_piece({p.codes.as<uint8_t>() + begin / 2,
-                      p.scales.as<uint8_t>() + begin / kBlockSize,
+      quantize_piece({slab.codes(begin),
+                      slab.scales(begin),
                       scratch.values,
                       (end - begin) / kBlockSize,
                       kBlockSize,
@@ -265,8 +294,10 @@ class Loader {
 
   const LoadOptions& options_;
   const std::function<void(int64_t, int64_t)>& progress_;
+  Device& device_;
   const Cpu& cpu_;
   const LinearKernels& kernels_;
+  Upload upload_;
   std::vector<File> files_;
   std::vector<int64_t> sizes_;
   int64_t done_ = 0, total_ = 0, reported_ = 0;
@@ -282,7 +313,7 @@ void load_parameters(Model& model, const std::vector<std::string>& files, const 
     const TensorSource* source;
     Storage target;
   };
-  Loader loader(files, options, progress, cpu);
+  Loader loader(files, options, progress, model.device(), cpu);
   std::vector<Step> steps;
   std::set<const Parameter*> seen;
   for (const TensorSource& source : sources) {
@@ -298,7 +329,9 @@ void load_parameters(Model& model, const std::vector<std::string>& files, const 
   for (const Parameter& p : model.parameters()) {
     if (!seen.contains(&p)) fail(Code::kInvalidArgument, "%s has no source", p.name.c_str());
   }
-  for (const Step& step : steps) loader.load(*step.parameter, *step.source, step.target, model.device().ledger());
+  // All of it first, so that a model that does not fit says so at once.
+  for (const Step& step : steps) loader.allocate(*step.parameter, *step.source, step.target);
+  for (const Step& step : steps) loader.load(*step.parameter, *step.source);
   model.mark_changed();
   loader.report_end();
 }

@@ -4,10 +4,12 @@
 //   then per record, at `offset` (a multiple of 64, zeros between): first moment values, scales, rows; second moment
 //   values, scales, rows; master; residual codes, residual scales; those that the modes have, without gaps
 // ops/adamw.h has the layout of each.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
 #include "core/file.h"
+#include "core/staging.h"
 #include "core/status.h"
 #include "train/packed_adamw.h"
 
@@ -107,6 +109,29 @@ void check_record(const std::string& path, const Record& found, const std::strin
   }
 }
 
+void write_range(AtomicFile& file, Download& download, const void* data, int64_t bytes) {
+  const int64_t most = std::min(bytes, download.capacity());
+  for (int64_t begin = 0; begin < bytes; begin += most) {
+    const int64_t count = std::min(most, bytes - begin);
+    file.write(download.fetch(static_cast<const char*>(data) + begin, count), count);
+  }
+}
+
+// All threads read.
+void read_range(const File& file, int64_t offset, Upload& upload, void* data, int64_t bytes, const Cpu& cpu) {
+  constexpr int64_t kPiece = 1 << 20;
+  const int64_t most = std::min(bytes, upload.capacity());
+  for (int64_t begin = 0; begin < bytes; begin += most) {
+    const int64_t count = std::min(most, bytes - begin);
+    upload.begin(count);
+    uint8_t* to = upload.take(static_cast<char*>(data) + begin, count);
+    cpu.pool.run(count, kPiece, [&](int64_t first, int64_t last, int) {
+      file.read_exact(to + first, offset + begin + first, last - first);
+    });
+    upload.send();
+  }
+}
+
 }  // namespace
 
 std::vector<PackedAdamW::Range> PackedAdamW::ranges(const Parameter& parameter) const {
@@ -170,13 +195,14 @@ void PackedAdamW::save(const std::string& path, const Cpu& cpu) const {
   if (in_step_) fail(Code::kBusy, "a fused step is in progress");
   const std::string header = file_header();
   AtomicFile file(path);
+  Download download(model_.device());
   file.write(header.data(), static_cast<int64_t>(header.size()));
   for (const Parameter& parameter : model_.parameters()) {
     if (!states_[parameter.id].active) continue;
     cpu.check_cancelled();
     const char zeros[64] = {};
     file.write(zeros, aligned(file.written(), 64) - file.written());
-    for (const Range& range : ranges(parameter)) file.write(range.data, range.bytes);
+    for (const Range& range : ranges(parameter)) write_range(file, download, range.data, range.bytes);
   }
   file.commit();
 }
@@ -184,8 +210,9 @@ void PackedAdamW::save(const std::string& path, const Cpu& cpu) const {
 void PackedAdamW::reset() {
   for (Parameter& parameter : model_.parameters()) {
     states_[parameter.id] = State();
-    if (parameter.residual_codes) std::memset(parameter.residual_codes.data(), 0, parameter.residual_codes.bytes());
-    if (parameter.residual_scales) std::memset(parameter.residual_scales.data(), 0, parameter.residual_scales.bytes());
+    for (const Buffer* buffer : {&parameter.residual_codes, &parameter.residual_scales}) {
+      if (*buffer) model_.device().zero(buffer->data(), buffer->bytes());
+    }
   }
   step_ = 0;
   last_grad_norm_ = -1;
@@ -217,6 +244,7 @@ void PackedAdamW::load(const std::string& path, const Cpu& cpu) {
   }
   cpu.check_cancelled();
   try {
+    Upload upload(model_.device());
     size_t next = 0;
     for (Parameter& parameter : model_.parameters()) {
       State& state = states_[parameter.id];
@@ -224,7 +252,7 @@ void PackedAdamW::load(const std::string& path, const Cpu& cpu) {
       const Record& record = records[next++];
       int64_t offset = record.offset;
       for (const Range& range : ranges(parameter)) {
-        file.read_exact(range.data, offset, range.bytes);
+        read_range(file, offset, upload, range.data, range.bytes, cpu);
         offset += range.bytes;
       }
       state.updates = record.updates;
