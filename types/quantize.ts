@@ -18,6 +18,8 @@ export interface QuantizeOptions {
   scaleRule?: 'amax' | 'four-over-six' | 'amax-up'
   /** Of the random bits of stochastic rounding, from 0 to 2^64 - 1. Default: 0. */
   seed?: number | bigint
+  /** Where to compute: 'cpu', or 'cuda:N', which gives the same bytes. Default: 'cpu'. */
+  device?: string
   /** Threads, 1 or more. Default: the cores this process may use. Results do not depend on it. */
   threads?: number
   /** Polled about every million elements. */
@@ -25,6 +27,8 @@ export interface QuantizeOptions {
 }
 
 export interface DequantizeOptions {
+  /** Where to compute: 'cpu', or 'cuda:N', which gives the same values. Default: 'cpu'. */
+  device?: string
   /** Threads, 1 or more. Default: the cores this process may use. */
   threads?: number
   /** Polled about every million elements. */

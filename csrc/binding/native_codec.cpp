@@ -1,5 +1,6 @@
 #include "binding/native_codec.h"
 
+#include <cmath>
 #include <vector>
 
 #include "binding/environment.h"
@@ -32,6 +33,51 @@ QuantizeArgs quantize_args(const Napi::CallbackInfo& info) {
   args.random.first_row = int_of(options.Get("firstRow"));
   return args;
 }
+
+#if defined(QN_WITH_CUDA)
+template <typename T>
+T* copy_of(const Buffer& buffer, const T* from, Device& device) {
+  device.copy_in(buffer.data(), from, buffer.bytes());
+  return buffer.as<T>();
+}
+
+// Host arrays in and out.
+void quantize_on_gpu(const QuantizeArgs& host, Device& device) {
+  const int64_t count = host.N * host.K;
+  const auto scratch = [&](int64_t bytes) { return Buffer(device.ledger(), MemoryKind::kScratch, bytes); };
+  const Buffer x = scratch(count * 4), codes = scratch(count / 2), scales = scratch(count / kBlockSize),
+               bad = scratch(sizeof(uint64_t));
+  uint64_t first_bad = UINT64_MAX;
+  QuantizeArgs args = host;
+  args.x = copy_of(x, host.x, device);
+  args.codes = codes.as<uint8_t>();
+  args.scales = scales.as<uint8_t>();
+  quantize_nvfp4_cuda(args, copy_of(bad, &first_bad, device), device.cuda()->stream());
+  device.copy_out(&first_bad, bad.data(), bad.bytes());
+  if (first_bad != UINT64_MAX) {
+    const auto block = static_cast<int64_t>(first_bad) / kBlockSize * kBlockSize;
+    refuse_nonfinite_block(host.x + block, host.random.first_row + block / host.K, block % host.K);
+  }
+  device.copy_out(host.codes, codes.data(), codes.bytes());
+  device.copy_out(host.scales, scales.data(), scales.bytes());
+}
+
+void dequantize_on_gpu(const DequantizeArgs& host, Device& device) {
+  const int64_t count = host.N * host.K;
+  const auto scratch = [&](int64_t bytes) { return Buffer(device.ledger(), MemoryKind::kScratch, bytes); };
+  const Buffer out = scratch(count * 4), codes = scratch(count / 2), scales = scratch(count / kBlockSize);
+  DequantizeArgs args = host;
+  args.out = out.as<float>();
+  args.codes = copy_of(codes, host.codes, device);
+  args.scales = copy_of(scales, host.scales, device);
+  dequantize_nvfp4_cuda(args, device.cuda()->stream());
+  device.copy_out(host.out, out.data(), out.bytes());
+}
+#else
+// A device without CUDA code is the CPU.
+void quantize_on_gpu(const QuantizeArgs&, Device&) {}
+void dequantize_on_gpu(const DequantizeArgs&, Device&) {}
+#endif
 
 using Swizzle = void (*)(uint8_t* out, const uint8_t* in, int64_t rows, int64_t cols);
 
@@ -75,11 +121,12 @@ Napi::Value JsQuantizeNvfp4(const Napi::CallbackInfo& info) {
     const HeldBytes codes(info.Env(), count / 2), scales(info.Env(), count / kBlockSize);
     args.codes = codes.data;
     args.scales = scales.data;
+    JobOrder order = order_of(info);
     return run_job(
-        info.Env(), order_of(info),
-        [args, values = std::move(values)](const Cpu& cpu) mutable {
+        info.Env(), order,
+        [args, values = std::move(values), device = order.device](const Cpu& cpu) mutable {
           args.x = values.data();
-          quantize_nvfp4_cpu(args, cpu);
+          device->cuda() ? quantize_on_gpu(args, *device) : quantize_nvfp4_cpu(args, cpu);
           return Nothing{};
         },
         [codes, scales](Napi::Env env, Nothing&) -> Napi::Value {
@@ -100,11 +147,14 @@ Napi::Value JsDequantizeNvfp4(const Napi::CallbackInfo& info) {
         static_cast<int64_t>(scales.size()) != count / kBlockSize) {
       fail(Code::kInvalidArgument, "the codes or scales have another size");
     }
-    return read_floats(
-        info.Env(), order_of(info), count,
-        [codes = std::move(codes), scales = std::move(scales), rows, cols, global_scale](float* out, const Cpu& cpu) {
-          dequantize_nvfp4_cpu({out, codes.data(), scales.data(), rows, cols, global_scale}, cpu);
-        });
+    JobOrder order = order_of(info);
+    return read_floats(info.Env(), order, count,
+                       [codes = std::move(codes), scales = std::move(scales), rows, cols, global_scale,
+                        device = order.device](float* out, const Cpu& cpu) {
+                         const DequantizeArgs args{out, codes.data(), scales.data(), rows, cols, global_scale};
+                         const bool on_gpu = device->cuda() && std::abs(global_scale) < 0x1p120f;  // its kernel's limit
+                         on_gpu ? dequantize_on_gpu(args, *device) : dequantize_nvfp4_cpu(args, cpu);
+                       });
   });
 }
 

@@ -161,6 +161,7 @@ void KvCache::restore(const std::string& path, const Cpu& cpu) {
     }
   }
   pages_ = std::move(pages);
+  shown_.clear();
   seq_len_ = header.seq_len;
 }
 

@@ -1,5 +1,4 @@
 /** The NVFP4 codec on typed arrays; docs/nvfp4.md has the layout. */
-import type { NativeDevice } from '../../types/native'
 import type { BlockedScalesOptions, DequantizeOptions, QuantizeOptions } from '../../types/quantize'
 import type { Nvfp4Matrix } from '../../types/tensor'
 import {
@@ -16,6 +15,7 @@ import {
 } from '../check'
 import { awaitNative, throwIfAborted } from '../errors'
 import { native } from '../native'
+import { openDevice } from '../native-call'
 
 const blockSize = 16
 
@@ -43,6 +43,7 @@ export async function quantizeNvfp4(values: Float32Array, options: QuantizeOptio
     'rounding',
     'scaleRule',
     'seed',
+    'device',
     'threads',
     'signal',
   ])
@@ -54,7 +55,7 @@ export async function quantizeNvfp4(values: Float32Array, options: QuantizeOptio
   const seed = checkSeed('seed', given.seed ?? 0)
   const signal = checkSignal(given.signal)
   checkFloat32('values', values, [rows, cols])
-  const device = cpuDevice(given.threads)
+  const device = openDevice(given)
 
   let globalScale = 1
   if (scaleLevels === 'two-level') {
@@ -97,9 +98,9 @@ export async function dequantizeNvfp4(matrix: Nvfp4Matrix, options?: DequantizeO
   const codes = checkUint8('matrix.codes', matrix.codes, (rows * cols) / 2)
   const scales = checkUint8('matrix.scales', matrix.scales, (rows * cols) / blockSize)
   const globalScale = checkNumber('matrix.globalScale', matrix.globalScale)
-  const given = checkOptions(options, 'options', ['threads', 'signal'])
+  const given = checkOptions(options, 'options', ['device', 'threads', 'signal'])
   const signal = checkSignal(given.signal)
-  const device = cpuDevice(given.threads)
+  const device = openDevice(given)
 
   const values = new Float32Array(rows * cols)
   await eachChunk(rows, cols, signal, async (firstRow, count) => {
@@ -133,7 +134,7 @@ export async function dequantizeNvfp4(matrix: Nvfp4Matrix, options?: DequantizeO
 export async function toBlockedScales(scales: Uint8Array, options: BlockedScalesOptions): Promise<Uint8Array> {
   const { rows, cols } = checkMatrixShape(checkOptions(options))
   checkUint8('scales', scales, (rows * cols) / blockSize)
-  return awaitNative(() => native().toBlockedScales(cpuDevice(), scales, rows, cols / blockSize))
+  return awaitNative(() => native().toBlockedScales(openDevice({}), scales, rows, cols / blockSize))
 }
 
 /**
@@ -147,7 +148,7 @@ export async function fromBlockedScales(blocked: Uint8Array, options: BlockedSca
   const { rows, cols } = checkMatrixShape(checkOptions(options))
   const scaleCols = cols / blockSize
   checkUint8('blocked', blocked, Math.ceil(rows / 128) * Math.ceil(scaleCols / 4) * 512)
-  return awaitNative(() => native().fromBlockedScales(cpuDevice(), blocked, rows, scaleCols))
+  return awaitNative(() => native().fromBlockedScales(openDevice({}), blocked, rows, scaleCols))
 }
 
 function checkMatrixShape(shape: { rows: number; cols: number }, prefix = ''): { rows: number; cols: number } {
@@ -155,11 +156,6 @@ function checkMatrixShape(shape: { rows: number; cols: number }, prefix = ''): {
   const cols = checkInteger(`${prefix}cols`, shape.cols, blockSize)
   if (cols % blockSize !== 0) throw wrongValue('a multiple of 16', `${prefix}cols`, cols)
   return { rows, cols }
-}
-
-/** 0 threads is the cores this process may use. */
-function cpuDevice(threads?: number): NativeDevice {
-  return new (native().Device)('cpu', threads === undefined ? 0 : checkInteger('threads', threads, 1, 1024), '')
 }
 
 /** Runs `work` over whole rows, about chunkElements at a time and in order. */
