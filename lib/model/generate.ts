@@ -1,4 +1,10 @@
-import type { NativeGenerateArgs, NativeGeneratedToken, NativeKvCache, NativeModel } from '../../types/native'
+import type {
+  CacheDtype,
+  NativeGenerateArgs,
+  NativeGeneratedToken,
+  NativeKvCache,
+  NativeModel,
+} from '../../types/native'
 import type { FinishReason, GeneratedToken, GenerateOptions } from '../../types/options'
 import { checkInt32Values, checkInteger, checkNumber, checkOptions, checkSeed, checkSignal } from '../check'
 import { callNative, fromNative } from '../errors'
@@ -23,19 +29,27 @@ const optionNames = [
 
 const defaultMaxTokens = 256
 
+/** What a model says of itself. */
+interface Traits {
+  vocabSize: number
+  eosTokenIds: readonly number[]
+  /** Of a temporary cache. */
+  cacheDtype: CacheDtype
+}
+
 interface Request {
   model: NativeModel
   args: NativeGenerateArgs
   /** Undefined: a temporary one is made. */
   cache: NativeKvCache | undefined
+  cacheDtype: CacheDtype
   signal: AbortSignal | undefined
 }
 
 /** Checks everything at once, so that misuse throws from `generate` itself; computing starts with the iteration. */
 export function generateTokens(
   model: NativeModel,
-  vocabSize: number,
-  eosTokenIds: readonly number[],
+  { vocabSize, eosTokenIds, cacheDtype }: Traits,
   ids: Int32Array,
   options: GenerateOptions | undefined,
 ): AsyncGenerator<GeneratedToken, void, undefined> {
@@ -57,17 +71,23 @@ export function generateTokens(
     seed: checkSeed('seed', given.seed ?? 0),
     topLogprobs: checkInteger('topLogprobs', given.topLogprobs ?? 0, 0, vocabSize),
   }
-  return produce({ model, args, cache, signal: checkSignal(given.signal) })
+  return produce({ model, args, cache, cacheDtype, signal: checkSignal(given.signal) })
 }
 
 /**
  * Gives out tokens as the native job pushes them; it never waits for us. Leaving the loop early stops the job, and the
  * iteration ends once it has stopped, so that the cache is free again.
  */
-async function* produce({ model, args, cache, signal }: Request): AsyncGenerator<GeneratedToken, void, undefined> {
+async function* produce({
+  model,
+  args,
+  cache,
+  cacheDtype,
+  signal,
+}: Request): AsyncGenerator<GeneratedToken, void, undefined> {
   signal?.throwIfAborted()
   const { prompt, maxTokens } = args
-  const held = cache ?? callNative(() => new (native().KvCache)(model, prompt.length + maxTokens, 'fp32'))
+  const held = cache ?? callNative(() => new (native().KvCache)(model, prompt.length + maxTokens, cacheDtype))
   const last = lastTokenRule(args, held)
   const cancel = new (native().Cancel)()
   const abort = () => cancel.cancel()

@@ -4,6 +4,9 @@ import { awaitNative } from '../errors'
 
 const natives = new WeakMap<object, NativeKvCache>()
 
+/** What caches hold by default: what attention computes with, fp32 on the CPU and bf16 on a GPU. */
+export const defaultCacheDtype = (device: string): CacheDtype => (device === 'cpu' ? 'fp32' : 'bf16')
+
 /** The native cache of a KvCache argument. */
 export function nativeCache(value: unknown): NativeKvCache {
   const cache = typeof value === 'object' && value !== null ? natives.get(value) : undefined

@@ -26,6 +26,9 @@ export interface MemoryUse extends NativeMemoryBytes {
   peak: number
   /** This model's weights and scales, and the gradients kept for it. */
   model: { weights: number; scales: number; gradients: number }
+  /** Of the whole GPU, all processes, as cudaMemGetInfo says; memory that this device keeps for reuse is not free. */
+  gpuFree?: number
+  gpuTotal?: number
 }
 
 /** Bytes that a model will need, by kind, from its configuration alone. */

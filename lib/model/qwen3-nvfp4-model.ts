@@ -24,7 +24,7 @@ import { linearSte, type LinearSteResult } from '../ops/linear-ste'
 import { checkConfig } from './checkpoint'
 import { DifferentiableForwardResult, ForwardResult } from './forward-result'
 import { generateTokens } from './generate'
-import { KvCache, nativeCache } from './kv-cache'
+import { defaultCacheDtype, KvCache, nativeCache } from './kv-cache'
 import { initializeNative, loadNative, type OpenedModel } from './load-model'
 import { Loss } from './loss'
 import { estimateMemory, type MemoryUse, toNativeConfig } from './memory'
@@ -137,7 +137,7 @@ export class Qwen3Nvfp4Model {
   /** An empty cache for one conversation. */
   createKvCache(options: KvCacheOptions): KvCache {
     const given = checkOptions(options, 'options', ['maxTokens', 'dtype'])
-    const { maxTokens, dtype = this.device === 'cpu' ? 'fp32' : 'bf16' } = given
+    const { maxTokens, dtype = defaultCacheDtype(this.device) } = given
     checkInteger('maxTokens', maxTokens, 1, 2 ** 31 - 1)
     checkOneOf('dtype', dtype, ['fp32', 'fp16', 'bf16'])
     return new KvCache(callNative(() => new (native().KvCache)(this.#native, maxTokens, dtype)))
@@ -203,7 +203,9 @@ export class Qwen3Nvfp4Model {
   ): AsyncGenerator<GeneratedToken, void, undefined> {
     const { ids: prompt, batch } = checkIds(ids, this.config.vocabSize)
     if (batch !== 1) throw wrongShape('one sequence', 'ids', `${batch} sequences`)
-    return generateTokens(this.#native, this.config.vocabSize, this.config.eosTokenIds ?? [], prompt, options)
+    const { vocabSize, eosTokenIds = [] } = this.config
+    const traits = { vocabSize, eosTokenIds, cacheDtype: defaultCacheDtype(this.device) }
+    return generateTokens(this.#native, traits, prompt, options)
   }
 
   /**
@@ -221,7 +223,7 @@ export class Qwen3Nvfp4Model {
     return saveDat(source, path, { config: this.config, layout: this.#layout }, options)
   }
 
-  /** Bytes in use on the device by kind, and of this model. */
+  /** Bytes in use on the device by kind, and of this model; on a GPU also what is free there. */
   async memory(): Promise<MemoryUse> {
     const model = await awaitNative(() => this.#native.bytes())
     return { ...this.#device.memory(), model }
