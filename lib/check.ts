@@ -153,6 +153,13 @@ export function checkOneOf<T extends string>(name: string, value: unknown, allow
   return value as T
 }
 
+/** The name of a device. */
+export function checkDevice(value: unknown): string {
+  checkString('device', value)
+  if (!/^(cpu|cuda:\d+)$/.test(value as string)) throw wrongValue("'cpu' or 'cuda:N'", 'device', value)
+  return value as string
+}
+
 /** A file path: a string or a file: URL. */
 export function checkPath(name: string, value: unknown): string {
   if (Object.prototype.toString.call(value) === '[object URL]') return fileURLToPath(value as URL)

@@ -1,7 +1,7 @@
 /** How lib/ calls the addon: devices, and calls that an AbortSignal stops. */
 import type { NativeCancel, NativeDevice } from '../types/native'
 import type { DeviceOptions } from '../types/options'
-import { checkInteger, checkString, wrongValue } from './check'
+import { checkDevice, checkInteger } from './check'
 import { callNative, fromNative } from './errors'
 import { native } from './native'
 
@@ -26,8 +26,7 @@ export async function runNative<T>(
 
 /** The device of these options. QN_ISA chooses an instruction set below the best one, for comparisons. */
 export function openDevice({ device = 'cpu', threads }: DeviceOptions): NativeDevice {
-  checkString('device', device)
-  if (!/^(cpu|cuda:\d+)$/.test(device)) throw wrongValue("'cpu' or 'cuda:N'", 'device', device)
+  checkDevice(device)
   const count = threads === undefined ? 0 : checkInteger('threads', threads, 1, 1024)
   return callNative(() => new (native().Device)(device, count, process.env['QN_ISA'] ?? ''))
 }

@@ -366,6 +366,7 @@ export interface NativeLinearSteContext {
 
 export interface NativeMemoryPlan {
   training: boolean
+  cuda: boolean
   tokens: number
   batch: number
   threads: number

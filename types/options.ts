@@ -243,6 +243,8 @@ export interface LinearSteOptions {
 
 export interface MemoryOptions {
   mode: 'inference' | 'training'
+  /** 'cpu', or 'cuda:N' for any GPU; it need not be there. Default: 'cpu'. */
+  device?: string
   /** T, tokens a sequence, 1 or more. */
   tokens: number
   /** B, sequences at once, 1 or more. Default: 1. */
@@ -260,9 +262,11 @@ export interface MemoryOptions {
   recompute?: Recompute
   /** Positions in the key/value cache, 0 or more. Default: tokens in inference, 0 in training. */
   cacheTokens?: number
+  /** Default: that of the device's caches, 'fp32' on the CPU and 'bf16' on a GPU. */
   cacheDtype?: CacheDtype
   /** Threads of the CPU device. Default: the cores this process may use. */
   threads?: number
+  /** As in OptimizerOptions. Default: that of the device. */
   stepChunkRows?: number
 }
 

@@ -12,6 +12,7 @@ Napi::Value JsEstimateMemory(const Napi::CallbackInfo& info) {
     const Napi::Object js = object_of(info[1]);
     MemoryPlanArgs args;
     args.training = bool_of(js.Get("training"));
+    args.cuda = bool_of(js.Get("cuda"));
     args.B = int_of(js.Get("batch"));
     args.T = int_of(js.Get("tokens"));
     args.threads = static_cast<int>(int_of(js.Get("threads")));

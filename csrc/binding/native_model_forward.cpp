@@ -149,8 +149,10 @@ Napi::Value NativeModel::JsRecord(const Napi::CallbackInfo& info) {
         info.Env(), order(info, 1),
         [state, batch, hidden_states](const Cpu& cpu) {
           const ModelConfig& c = state->model.config();
-          Recorded out{record_forward(state->model, batch.tape_args(), cpu), {}};
-          const int64_t N = out.tape->N();
+          const int64_t N = batch.B * batch.T;
+          TapeArgs args = batch.tape_args();
+          args.result_bytes = N * c.V * 4 + (hidden_states ? (c.L + 1) * N * c.H * 4 : 0);
+          Recorded out{record_forward(state->model, args, cpu), {}};
           if (hidden_states) {
             for (int64_t i = 0; i <= c.L; ++i) {
               out.output.hidden.emplace_back(state->model.device().ledger(), MemoryKind::kActivations, N * c.H * 4);

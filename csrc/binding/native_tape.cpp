@@ -2,6 +2,7 @@
 
 #include "binding/native_device.h"
 #include "binding/train_args.h"
+#include "train/memory_plan.h"
 #include "train/tape_state.h"
 
 namespace qn {
@@ -39,6 +40,7 @@ Napi::Value NativeTape::JsBackward(const Napi::CallbackInfo& info) {
         env, Environment::of(env).order(model_->device(), NativeCancel::token_of(info[3])),
         [model = model_, tape = std::move(tape_), dlogits = std::move(dlogits), scale, options](const Cpu& cpu) {
           GradientStore& store = model->gradient_store(options);
+          require_backward_memory(*tape, !dlogits.empty(), store);
           try {
             backward(*tape, dlogits.empty() ? nullptr : dlogits.data(), scale, store, cpu);
           } catch (const Error& error) {

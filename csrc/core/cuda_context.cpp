@@ -86,6 +86,14 @@ void CudaMemory::trim() {
   QN_CUDA_CHECK(cudaMemPoolTrimTo(static_cast<cudaMemPool_t>(pool_), 0));
 }
 
+int64_t CudaMemory::kept() {
+  const auto pool = static_cast<cudaMemPool_t>(pool_);
+  uint64_t reserved = 0, used = 0;
+  QN_CUDA_CHECK(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReservedMemCurrent, &reserved));
+  QN_CUDA_CHECK(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &used));
+  return static_cast<int64_t>(reserved) - static_cast<int64_t>(used);
+}
+
 CudaContext::Stream::~Stream() {
   if (value) cudaStreamDestroy(stream_of(value));
 }
@@ -181,6 +189,7 @@ void* CudaMemory::allocate(int64_t, bool) { return nullptr; }
 void CudaMemory::free(void*) noexcept {}
 std::string CudaMemory::describe_free() { return ""; }
 void CudaMemory::trim() {}
+int64_t CudaMemory::kept() { return 0; }
 
 CudaContext::Stream::~Stream() = default;
 CudaContext::CudaContext(int index) : index_(index) { require_cuda(); }

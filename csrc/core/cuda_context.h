@@ -25,6 +25,8 @@ class CudaMemory : public Memory {
   std::string describe_free() override;
   // Gives freed memory back to the GPU, after everything launched before.
   void trim();
+  // Bytes that are free in the pool: taken from the GPU and not in use.
+  int64_t kept();
 
  private:
   int index_;

@@ -43,4 +43,14 @@ void Device::zero(void* to, int64_t bytes) {
   std::memset(to, 0, static_cast<size_t>(bytes));
 }
 
+std::optional<Device::Shortage> Device::shortage(int64_t bytes) {
+  if (!cuda_) return std::nullopt;
+  // The pool first: asking the GPU takes as long as a small forward pass.
+  const int64_t kept = cuda_->context.memory().kept();
+  if (bytes <= kept) return std::nullopt;
+  const CudaContext::Free gpu = cuda_->context.free_memory();
+  if (bytes <= kept + gpu.free) return std::nullopt;
+  return Shortage{kept + gpu.free, gpu.total};
+}
+
 }  // namespace qn

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 
 #include "core/cpu.h"
 #include "core/cuda_context.h"
@@ -47,6 +48,12 @@ class Device {
   // Within the memory of ledger().
   void copy(void* to, const void* from, int64_t bytes);
   void zero(void* to, int64_t bytes);
+  // What there is when `bytes` more than those in use do not fit into the GPU, else nothing. On the CPU nothing: there
+  // memory is the system's, which gives it when it is touched.
+  struct Shortage {
+    int64_t free, total;  // bytes of the GPU, those that its pool keeps counted as free
+  };
+  std::optional<Shortage> shortage(int64_t bytes);
   // Gives freed memory back to the GPU.
   void trim() {
     if (cuda_) cuda_->context.memory().trim();

@@ -1,10 +1,41 @@
 #include "model/forward.h"
 
+#include "model/engine_scratch.h"
 #include "model/forward_plan.h"
 
 namespace qn {
 
+ActivationPlan plan_forward(const ModelConfig& config, int64_t B, int64_t T, LogitsWanted logits, bool hidden_states,
+                            int64_t activation_bytes) {
+  ArenaPlan arena;
+  take_forward_scratch(arena, config, B * T, activation_bytes);
+  const int64_t rows = logits == LogitsWanted::kAll ? B * T : logits == LogitsWanted::kLast ? B : 0;
+  const int64_t hidden = hidden_states ? (config.L + 1) * B * T * config.H * 4 : 0;
+  return {arena.bytes() + rows * config.V * 4 + hidden, 0};
+}
+
 namespace {
+
+// Before anything is allocated.
+void require_memory(Model& model, const ForwardArgs& args) {
+  Device& device = model.device();
+  if (!device.cuda()) return;
+  const int64_t V = model.config().V;
+  const bool all = args.logits == LogitsWanted::kAll;
+  const int64_t bytes =
+      plan_forward(model.config(), args.B, args.T, args.logits, args.hidden_states, activation_bytes(true))
+          .activations +
+      engine_scratch(model, args.logits == LogitsWanted::kNone ? 0 : V).forward();
+  const auto shortage = device.shortage(bytes);
+  if (!shortage) return;
+  fail(
+      Code::kOutOfMemory,
+      "out of memory: a forward pass of %lld x %lld tokens needs %lld bytes, %lld of them for logits, and %lld of %lld "
+      "bytes of the GPU are free: take fewer tokens at once%s",
+      (long long)args.B, (long long)args.T, (long long)bytes,
+      (long long)(all ? args.B * args.T * V * 4 : args.B * V * 4), (long long)shortage->free,
+      (long long)shortage->total, all ? ", or logits 'last'" : "");
+}
 
 void keep_hidden(ForwardOutput& out, const LayerPass& pass, const Activation* x) {
   const int64_t count = pass.N() * pass.model.config().H;
@@ -39,6 +70,7 @@ void finish(ForwardOutput& out, const ForwardArgs& args, const ForwardScratch& s
 ForwardOutput run(Model& model, KvCache* cache, const ForwardArgs& args, const Cpu& cpu) {
   const ModelConfig& c = model.config();
   const int64_t N = args.B * args.T;
+  require_memory(model, args);
   const auto engine = make_engine(model.device(), cpu);
   ArenaPlan plan;
   take_forward_scratch(plan, c, N, engine->activation_bytes());

@@ -1,5 +1,5 @@
 // The memory of a forward pass without gradients, taken in one place from an Arena (to run) or an ArenaPlan (to
-// estimate).
+// estimate). activation_bytes: of one element, see model/engine.h.
 #pragma once
 
 #include "model/forward.h"
@@ -42,5 +42,14 @@ ForwardScratch take_forward_scratch(AnyArena& arena, const ModelConfig& c, int64
   a.up = take(N * c.F);
   return s;
 }
+
+struct ActivationPlan {
+  int64_t activations = 0;  // arenas and results
+  int64_t scratch = 0;      // logits chunk of the loss
+};
+
+// forward() or forward_cached() of B·T tokens, results included.
+ActivationPlan plan_forward(const ModelConfig& config, int64_t B, int64_t T, LogitsWanted logits, bool hidden_states,
+                            int64_t activation_bytes);
 
 }  // namespace qn

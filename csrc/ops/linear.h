@@ -34,6 +34,11 @@ void linear_backward_weight_cpu(const LinearWeightGradient& args, const Cpu& cpu
 // Rows [row_begin, row_begin + R) of w decoded to f32[R, K].
 void dequantize_rows_cpu(float* out, const WeightView& w, int64_t row_begin, int64_t row_count, const Cpu& cpu);
 
+// Decoded rows or columns of a packed weight that exist at once on CUDA, unless the least slice is longer: a slice takes
+// the largest projection of Qwen3-4B whole. Smaller ones stay in L2 but leave cuBLASLt fewer tiles than
+// multiprocessors: on an H200, gate_proj and up_proj at 512 tokens take 107 µs so, 119 µs in slices of 24 MiB.
+constexpr int64_t kLinearSliceBytes = int64_t{48} << 20;
+
 #if defined(QN_WITH_CUDA)
 // Up to three weights of one K, one below the other, whose product is one: q, k and v; gate and up. Refers to the
 // views.
@@ -65,9 +70,6 @@ class WeightStack {
 // kGemvTokens at a time (ops/gemv.h); other products decode slices to scratch, of rows for y and of columns for dx, and
 // call cuBLASLt. Pointers on the device, activations 16-byte aligned, scratch 256-byte aligned. Nothing is allocated,
 // nothing waits; two runs with equally much scratch give equal bytes.
-// A slice takes the largest projection of Qwen3-4B whole. Smaller ones stay in L2 but leave cuBLASLt fewer tiles than
-// multiprocessors: on an H200, gate_proj and up_proj at 512 tokens take 107 µs so, 119 µs in slices of 24 MiB.
-constexpr int64_t kLinearSliceBytes = int64_t{48} << 20;
 struct LinearCuda {
   CublasLt& blas;
   void* scratch;          // one product at a time

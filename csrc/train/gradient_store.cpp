@@ -156,6 +156,23 @@ void GradientStore::release() {
   for (Entry& entry : entries_) entry = Entry();
 }
 
+int64_t GradientStore::bytes_of(const Parameter& parameter, GradientFormat format) {
+  const MomentFormat stored = stored_format(format, parameter);
+  const int64_t scales = moment_has_scales(stored) ? parameter.count() / 16 + parameter.rows * 4 : 0;
+  return moment_value_bytes(stored, parameter.count()) + scales;
+}
+
+int64_t GradientStore::missing_bytes() const {
+  int64_t bytes = 0, sum = 0;
+  for (const Parameter& parameter : model_.parameters()) {
+    if (!parameter.trainable) continue;
+    if (!entry(parameter).values) bytes += bytes_of(parameter, options_.format);
+    if (stored_format(options_.format, parameter) == MomentFormat::kFp32) continue;
+    sum = std::max(sum, std::min(options_.step_chunk_rows, parameter.rows) * parameter.cols * 4);
+  }
+  return bytes + sum;
+}
+
 int64_t GradientStore::bytes() const {
   int64_t bytes = 0;
   for (const Entry& entry : entries_) bytes += entry.values.bytes() + entry.scales.bytes() + entry.rows.bytes();

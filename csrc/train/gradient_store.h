@@ -45,6 +45,10 @@ class GradientStore : public GradientSink {
   void zero(int64_t optimizer_step);
   // Gives the memory back.
   void release();
+  // Bytes that a gradient in this form takes.
+  static int64_t bytes_of(const Parameter& parameter, GradientFormat format);
+  // Bytes that the next backward pass will allocate.
+  int64_t missing_bytes() const;
   int64_t bytes() const;
 
  private:

@@ -1,9 +1,11 @@
 #include "train/memory_estimate.h"
 
-#include <algorithm>
+#include <deque>
 
 #include "format/nvfp4.h"
+#include "model/engine_scratch.h"
 #include "model/kv_cache.h"
+#include "train/tape_state.h"
 
 namespace qn {
 
@@ -19,27 +21,41 @@ Storage stored_form(const ParameterSpec& spec, Storage wanted) {
 
 int64_t dense_bytes(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }
 
-int64_t gradient_bytes(const ParameterSpec& spec, GradientFormat format) {
-  const int64_t count = spec.rows * spec.cols;
-  if (format == GradientFormat::kFp32 || spec.is_vector || spec.cols % kBlockSize != 0) return count * 4;
-  if (format == GradientFormat::kBf16) return count * 2;
-  return count / 2 + count / kBlockSize + spec.rows * 4;  // codes, block scales, a row scale
+std::deque<Parameter> shapes(const ModelConfig& config, Storage weights) {
+  std::deque<Parameter> parameters;
+  for (const ParameterSpec& spec : parameter_specs(config)) {
+    Parameter& parameter = parameters.emplace_back();
+    parameter.id = static_cast<uint32_t>(parameters.size() - 1);
+    parameter.rows = spec.rows;
+    parameter.cols = spec.cols;
+    parameter.is_vector = spec.is_vector;
+    parameter.storage = stored_form(spec, weights);
+  }
+  return parameters;
+}
+
+// The scratch of the engine on CUDA, or of the threads.
+int64_t engine_bytes(const ModelConfig& config, const MemoryPlanArgs& args, const std::deque<Parameter>& parameters) {
+  if (!args.cuda) return (args.threads > 0 ? args.threads : available_cores()) * kWorkerScratchBytes;
+  const int64_t N = args.B * args.T;
+  const int64_t head_rows = args.training ? head_chunk_rows(N, config.V, activation_bytes(true)) : config.V;
+  const bool residual = args.training && args.optimizer.weights == WeightMode::kNvfp4Residual;
+  EngineScratch scratch;
+  for (const Parameter& parameter : parameters) {
+    const bool embedding = parameter.id == 0, head = config.tied ? embedding : &parameter == &parameters.back();
+    if (parameter.is_vector || (embedding && !head)) continue;
+    scratch.see(parameter, head ? head_rows : parameter.rows, residual);
+  }
+  return args.training ? scratch.backward(config, N) : scratch.forward();
 }
 
 }  // namespace
 
 MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& args) {
   MemoryBytes bytes{};
-  int64_t widest = 0;
-  uint32_t id = 0;
-  for (const ParameterSpec& spec : parameter_specs(config)) {
-    const int64_t count = spec.rows * spec.cols;
-    Parameter parameter;
-    parameter.id = id++;
-    parameter.rows = spec.rows;
-    parameter.cols = spec.cols;
-    parameter.is_vector = spec.is_vector;
-    parameter.storage = stored_form(spec, args.weights);
+  const std::deque<Parameter> parameters = shapes(config, args.weights);
+  for (const Parameter& parameter : parameters) {
+    const int64_t count = parameter.count();
     if (parameter.storage == Storage::kNvfp4) {
       of(bytes, MemoryKind::kWeights) += count / 2;
       of(bytes, MemoryKind::kScales) += count / kBlockSize;
@@ -48,9 +64,9 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
     }
     if (!args.training) continue;
     of(bytes, MemoryKind::kMoments) += PackedAdamW::state_bytes(parameter, args.optimizer);
-    if (args.keep_gradients) of(bytes, MemoryKind::kGradients) += gradient_bytes(spec, args.gradients);
-    // A chunk of gradient rows in f32 exists while it is consumed.
-    if (!spec.is_vector) widest = std::max(widest, std::min(args.optimizer.step_chunk_rows, spec.rows) * spec.cols * 4);
+    if (args.keep_gradients) {
+      of(bytes, MemoryKind::kGradients) += GradientStore::bytes_of(parameter, args.gradients);
+    }
   }
 
   const int64_t bytes_each = activation_bytes(args.cuda);
@@ -58,8 +74,11 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
                                          ? plan_training(config, args.B, args.T, args.recompute, bytes_each)
                                          : plan_forward(config, args.B, args.T, LogitsWanted::kLast, false, bytes_each);
   of(bytes, MemoryKind::kActivations) = activations.activations;
-  of(bytes, MemoryKind::kScratch) =
-      activations.scratch + widest + (args.threads > 0 ? args.threads : available_cores()) * kWorkerScratchBytes;
+  of(bytes, MemoryKind::kScratch) = activations.scratch + engine_bytes(config, args, parameters);
+  if (args.training) {
+    const bool bf16_rows = args.cuda && !args.keep_gradients;
+    of(bytes, MemoryKind::kScratch) += PackedAdamW::scratch_bytes(parameters, args.optimizer, bf16_rows);
+  }
   const int64_t pages = (args.cache_tokens + kPageTokens - 1) / kPageTokens;
   of(bytes, MemoryKind::kCache) =
       pages * kPageTokens * 2 * config.L * config.KV * config.D * dtype_bytes(args.cache_dtype);

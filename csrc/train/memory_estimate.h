@@ -11,9 +11,9 @@ namespace qn {
 
 struct MemoryPlanArgs {
   bool training = false;
-  bool cuda = false;  // activations as on CUDA, and no threads' scratch
+  bool cuda = false;  // activations, gradient rows and scratch as on CUDA
   int64_t B = 1, T = 1;
-  int threads = 1;  // 0: available_cores()
+  int threads = 1;  // of the CPU; 0: available_cores()
   Storage weights = Storage::kNvfp4;
   AdamwOptions optimizer;
   bool keep_gradients = false;  // backward() and step() instead of trainStep()

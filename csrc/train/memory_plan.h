@@ -1,23 +1,24 @@
-// How many bytes a call will need, from shapes alone: the same templates that the runs take their memory from.
+// How many bytes a training pass will need, from shapes alone: the same templates that the runs take their memory from.
 // activation_bytes: of one element, see model/engine.h.
 #pragma once
 
-#include "model/forward.h"
+#include "model/forward_plan.h"
+#include "train/packed_adamw.h"
 #include "train/tape.h"
 
 namespace qn {
 
-struct ActivationPlan {
-  int64_t activations = 0;  // arenas and results
-  int64_t scratch = 0;      // logits chunk of the loss
-};
-
-// forward() or forward_cached() of B·T tokens, results included.
-ActivationPlan plan_forward(const ModelConfig& config, int64_t B, int64_t T, LogitsWanted logits, bool hidden_states,
-                            int64_t activation_bytes);
-
+// record_forward() and the logits chunk of a loss, which one without a backward pass holds.
+ActivationPlan plan_tape(const ModelConfig& config, int64_t B, int64_t T, Recompute recompute,
+                         int64_t activation_bytes);
 // record_forward() + tape_cross_entropy() + backward(): the highest point, without gradients or optimizer.
 ActivationPlan plan_training(const ModelConfig& config, int64_t B, int64_t T, Recompute recompute,
                              int64_t activation_bytes);
+
+// On a GPU: Error(kOutOfMemory) with the bytes asked, the bytes free and the remedy unless all of the work fits into
+// its memory. Called before anything is allocated or changed; on the CPU they do nothing.
+void require_tape_memory(Model& model, const TapeArgs& args);
+void require_step_memory(Model& model, const PackedAdamW& optimizer, const TapeArgs& args);
+void require_backward_memory(const Tape& tape, bool caller_dlogits, const GradientStore& gradients);
 
 }  // namespace qn

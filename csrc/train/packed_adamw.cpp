@@ -54,19 +54,6 @@ int64_t PackedAdamW::state_bytes(const Parameter& parameter, const AdamwOptions&
          residual_bytes(parameter, options.weights);
 }
 
-int64_t PackedAdamW::scratch_bytes(Model& model, const AdamwOptions& options) {
-  int64_t gradient = 0, rows = 0;
-  for (const Parameter& parameter : model.parameters()) {
-    if (!parameter.trainable) continue;
-    rows = std::max(rows, parameter.rows);
-    if (!parameter.is_vector) {
-      gradient = std::max(gradient, std::min(options.step_chunk_rows, parameter.rows) * parameter.cols * 4);
-    }
-  }
-  return gradient + rows * static_cast<int64_t>(sizeof(AdamwRow) + sizeof(double)) +
-         static_cast<int64_t>(model.parameters().size() * sizeof(UpdateTotals) + sizeof(uint32_t));
-}
-
 PackedAdamW::PackedAdamW(Model& model, const AdamwOptions& options, const Cpu& cpu)
     : model_(model), options_(options), states_(model.parameters().size()) {
   check_options(options);
@@ -171,33 +158,62 @@ void PackedAdamW::initialize_master(const Parameter& parameter, State& state) {
 
 // --- A step ---------------------------------------------------------------------------------------------------------
 
+namespace {
+
 // Rows that exist at once: equal pieces, so that a few last rows are not a launch of their own.
-int64_t PackedAdamW::chunk_rows(const Parameter& parameter) const {
-  const int64_t pieces = (parameter.rows + options_.step_chunk_rows - 1) / options_.step_chunk_rows;
+int64_t equal_chunk(const Parameter& parameter, const AdamwOptions& options) {
+  const int64_t pieces = (parameter.rows + options.step_chunk_rows - 1) / options.step_chunk_rows;
   return (parameter.rows + pieces - 1) / pieces;
+}
+
+}  // namespace
+
+int64_t PackedAdamW::chunk_rows(const Parameter& parameter) const { return equal_chunk(parameter, options_); }
+
+PackedAdamW::Scratch PackedAdamW::plan_scratch(const std::deque<Parameter>& parameters, const AdamwOptions& options,
+                                               bool bf16_rows) {
+  int64_t rows = 1;
+  Scratch scratch;
+  for (const Parameter& parameter : parameters) {
+    if (!parameter.trainable) continue;
+    rows = std::max(rows, parameter.rows);
+    const bool embedding = parameter.id == 0;
+    const int64_t element = bf16_rows && !embedding ? 2 : 4;
+    if (parameter.is_vector) continue;
+    scratch.gradient = std::max(scratch.gradient, equal_chunk(parameter, options) * parameter.cols * element);
+  }
+  scratch.results = rows * static_cast<int64_t>(sizeof(AdamwRow));
+  scratch.squares = rows * static_cast<int64_t>(sizeof(double));
+  scratch.totals = static_cast<int64_t>(parameters.size() * sizeof(UpdateTotals));
+  return scratch;
+}
+
+int64_t PackedAdamW::scratch_bytes(const std::deque<Parameter>& parameters, const AdamwOptions& options,
+                                   bool bf16_rows) {
+  return plan_scratch(parameters, options, bf16_rows).bytes();
+}
+
+int64_t PackedAdamW::missing_scratch_bytes(bool bf16_rows) const {
+  const Scratch scratch = plan_scratch(model_.parameters(), options_, bf16_rows);
+  const auto missing = [](const Buffer& buffer, int64_t bytes) { return buffer.bytes() < bytes ? bytes : 0; };
+  return missing(gradient_rows_, scratch.gradient) + missing(row_results_, scratch.results) +
+         missing(row_squares_, scratch.squares) + missing(totals_, scratch.totals);
 }
 
 // Everything that can fail for want of memory happens here.
 void PackedAdamW::begin(double lr, double clip_scale, bool bf16_rows) {
   if (!std::isfinite(lr) || lr < 0) fail(Code::kInvalidArgument, "Expected 0 or more for lr but received %g", lr);
   make_missing_states();
-  MemoryLedger& ledger = model_.device().ledger();
-  int64_t rows = 1, gradient = 0;
-  for (const Parameter& parameter : model_.parameters()) {
-    if (!parameter.trainable) continue;
-    rows = std::max(rows, parameter.rows);
-    const int64_t element = bf16_rows && &parameter != &model_.embedding() ? 2 : 4;
-    if (!parameter.is_vector) gradient = std::max(gradient, chunk_rows(parameter) * parameter.cols * element);
-  }
+  const Scratch scratch = plan_scratch(model_.parameters(), options_, bf16_rows);
   const auto grow = [&](Buffer& buffer, int64_t bytes) {
     if (buffer.bytes() >= bytes) return;
     buffer = Buffer();
-    buffer = Buffer(ledger, MemoryKind::kScratch, bytes);
+    buffer = Buffer(model_.device().ledger(), MemoryKind::kScratch, bytes);
   };
-  grow(row_results_, rows * static_cast<int64_t>(sizeof(AdamwRow)));
-  grow(row_squares_, rows * 8);
-  grow(gradient_rows_, gradient);
-  grow(totals_, static_cast<int64_t>(states_.size() * sizeof(UpdateTotals)));
+  grow(row_results_, scratch.results);
+  grow(row_squares_, scratch.squares);
+  grow(gradient_rows_, scratch.gradient);
+  grow(totals_, scratch.totals);
   grow(stop_, sizeof(uint32_t));
   model_.device().zero(totals_.data(), totals_.bytes());
   model_.device().zero(stop_.data(), stop_.bytes());

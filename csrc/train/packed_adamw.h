@@ -1,6 +1,7 @@
 // AdamW whose whole state is packed: see ops/adamw.h for one row and docs/numerics.md for why it converges.
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -44,8 +45,11 @@ class PackedAdamW {
   int64_t state_bytes() const;  // moments, masters and residuals
   // What the constructor would allocate for one parameter, for plans.
   static int64_t state_bytes(const Parameter& parameter, const AdamwOptions& options);
-  // Bytes of scratch that a step holds besides (one chunk of the widest matrix).
-  static int64_t scratch_bytes(Model& model, const AdamwOptions& options);
+  // Bytes of scratch that a step holds besides: a chunk of a gradient, and what is known of each row. bf16_rows: of a
+  // fused step on CUDA. `parameters` in the order of parameter_specs(); they need no memory.
+  static int64_t scratch_bytes(const std::deque<Parameter>& parameters, const AdamwOptions& options, bool bf16_rows);
+  // As much of that as the next step will allocate.
+  int64_t missing_scratch_bytes(bool bf16_rows) const;
 
   // One step on kept gradients (of parameters that have some), clipped to max_grad_norm (0: not) by their exact norm.
   // Everything is checked before anything is touched: Error(kNonFiniteGradient) names the tensor, and cpu.cancel counts
@@ -109,6 +113,11 @@ class PackedAdamW {
   void update(Parameter& parameter, const Rows& gradient, bool checked, Engine& engine);
   AdamwArgs step_args(const Parameter& parameter, State& state);
   int64_t chunk_rows(const Parameter& parameter) const;
+  struct Scratch {
+    int64_t gradient = 0, results = 0, squares = 0, totals = 0;
+    int64_t bytes() const { return gradient + results + squares + totals + static_cast<int64_t>(sizeof(uint32_t)); }
+  };
+  static Scratch plan_scratch(const std::deque<Parameter>& parameters, const AdamwOptions& options, bool bf16_rows);
   void leave_step();
   void settle(Engine& engine);
   void widen_range(Parameter& parameter, State& state);

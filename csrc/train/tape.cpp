@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "train/memory_plan.h"
 #include "train/tape_state.h"
 
 namespace qn {
@@ -53,6 +54,7 @@ Tape::Tape(Engine& engine, Model& owner, const TapeArgs& args)
 
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu) {
   check_token_ids(model.config(), args.ids, args.B, args.T);
+  require_tape_memory(model, args);
   const ModelConfig& c = model.config();
   const auto engine = make_engine(model.device(), cpu);
   auto tape = std::make_shared<Tape>(*engine, model, args);

@@ -19,6 +19,7 @@ struct TapeArgs {
   int64_t B = 1, T = 0;
   const uint8_t* mask = nullptr;  // u8[B, T] or null
   Recompute recompute = Recompute::kAll;
+  int64_t result_bytes = 0;  // what the caller will allocate beside the tape, for the plan of its memory
 };
 
 // Runs the layers and keeps what backward needs. The tape owns copies of ids and mask.

@@ -2,9 +2,12 @@
 
 #include <cmath>
 
+#include "train/memory_plan.h"
+
 namespace qn {
 
 TrainStepResult train_step(Model& model, PackedAdamW& optimizer, const TrainStepArgs& args, const Cpu& cpu) {
+  require_step_memory(model, optimizer, args.input);
   TrainStepResult result;
   const std::shared_ptr<Tape> tape = record_forward(model, args.input, cpu);
   result.loss = tape_cross_entropy(*tape, args.labels, args.shifted, cpu);

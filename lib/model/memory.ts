@@ -1,9 +1,10 @@
 import type { Qwen3Config } from '../../types/config'
 import type { NativeConfig, NativeMemoryBytes, NativeMemoryPlan } from '../../types/native'
 import type { MemoryEstimate, MemoryOptions } from '../../types/options'
-import { checkBoolean, checkInteger, checkOneOf, checkOptions } from '../check'
+import { checkBoolean, checkDevice, checkInteger, checkOneOf, checkOptions } from '../check'
 import { callNative } from '../errors'
 import { native } from '../native'
+import { defaultStepChunkRows } from './packed-adamw'
 
 export function toNativeConfig(config: Qwen3Config): NativeConfig {
   return {
@@ -35,6 +36,7 @@ export interface MemoryUse extends NativeMemoryBytes {
 export function estimateMemory(config: NativeConfig, options: MemoryOptions): MemoryEstimate {
   const given = checkOptions(options, 'options', [
     'mode',
+    'device',
     'tokens',
     'batch',
     'weights',
@@ -49,10 +51,12 @@ export function estimateMemory(config: NativeConfig, options: MemoryOptions): Me
     'stepChunkRows',
   ])
   const training = checkOneOf('mode', given.mode, ['inference', 'training']) === 'training'
+  const device = checkDevice(given.device ?? 'cpu')
   const tokens = checkInteger('tokens', given.tokens, 1)
   const fused = checkBoolean('trainStep', given.trainStep ?? true)
   const plan: NativeMemoryPlan = {
     training,
+    cuda: device !== 'cpu',
     tokens,
     batch: checkInteger('batch', given.batch ?? 1, 1),
     threads: given.threads === undefined ? 0 : checkInteger('threads', given.threads, 1),
@@ -67,8 +71,12 @@ export function estimateMemory(config: NativeConfig, options: MemoryOptions): Me
     gradients: fused ? '' : checkOneOf('gradients', given.gradients ?? 'fp32', ['fp32', 'bf16', 'nvfp4']),
     recompute: checkOneOf('recompute', given.recompute ?? 'all', ['all', 'cheap', 'none']),
     cacheTokens: checkInteger('cacheTokens', given.cacheTokens ?? (training ? 0 : tokens), 0),
-    cacheDtype: checkOneOf('cacheDtype', given.cacheDtype ?? 'fp32', ['fp32', 'fp16', 'bf16']),
-    stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? 1024, 1),
+    cacheDtype: checkOneOf('cacheDtype', given.cacheDtype ?? (device === 'cpu' ? 'fp32' : 'bf16'), [
+      'fp32',
+      'fp16',
+      'bf16',
+    ]),
+    stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? defaultStepChunkRows(device), 1),
   }
   return callNative(() => native().estimateMemory(config, plan))
 }

@@ -12,6 +12,19 @@ const config = {
 }
 const ids = Array.from({ length: 2 }, (_, b) => Array.from({ length: 160 }, (_, t) => (t * 31 + b * 7) % 4096))
 
+const qwen3 = {
+  hiddenSize: 2560,
+  numHiddenLayers: 36,
+  numAttentionHeads: 32,
+  numKeyValueHeads: 8,
+  headDim: 128,
+  intermediateSize: 9728,
+  vocabSize: 151936,
+  ropeTheta: 5e6,
+  rmsNormEps: 1e-6,
+  tieWordEmbeddings: true,
+}
+
 // A device that no other test file uses, even where they share one addon (QN_ADDON_PATH): what they left is not counted.
 const threads = 4
 const estimate = (options: Partial<MemoryOptions>) =>
@@ -66,25 +79,45 @@ describe('estimateMemory', () => {
   })
 
   test('knows Qwen3-4B: all of it trains in NVFP4 in about 8 GiB', () => {
-    const qwen3 = {
-      hiddenSize: 2560,
-      numHiddenLayers: 36,
-      numAttentionHeads: 32,
-      numKeyValueHeads: 8,
-      headDim: 128,
-      intermediateSize: 9728,
-      vocabSize: 151936,
-      ropeTheta: 5e6,
-      rmsNormEps: 1e-6,
-      tieWordEmbeddings: true,
-    }
     const { weights, scales, moments } = Qwen3Nvfp4Model.estimateMemory(qwen3, { mode: 'training', tokens: 512 })
     expect((weights + scales) / 2 ** 30).toBeCloseTo(2.11, 1)
     expect((weights + scales + moments) / 2 ** 30).toBeLessThan(8)
   })
 
+  test('counts what a GPU holds: bf16 activations and caches, bf16 gradient rows, scratch of products, none of threads', () => {
+    const [cpu, gpu] = (['cpu', 'cuda:1'] as const).map((device) => estimate({ device, threads: 1, stepChunkRows: 64 }))
+    // Norms, log-sum-exps and ids stay 32 bits wide.
+    expect(gpu!.activations / cpu!.activations).toBeGreaterThan(0.5)
+    expect(gpu!.activations / cpu!.activations).toBeLessThan(0.53)
+    for (const kind of ['weights', 'scales', 'moments', 'gradients'] as const) expect(gpu![kind]).toBe(cpu![kind])
+    // cuBLASLt's 32 MiB, and a weight decoded whole; nothing of a thread.
+    const decoded = 4096 * 256 * 2
+    expect(gpu!.scratch).toBeGreaterThan(2 ** 25 + decoded)
+    expect(estimate({ device: 'cuda:0', threads: 64 })).toEqual(estimate({ device: 'cuda:0', threads: 1 }))
+    // All rows of the embedding in f32, which 12288 are, instead of 64 of the widest other matrix in bf16.
+    const rows = (stepChunkRows?: number) => estimate({ device: 'cuda:0', stepChunkRows }).scratch
+    expect(rows() - rows(64)).toBe(4096 * 256 * 4 - 64 * 768 * 2)
+    expect(rows()).toBe(rows(12_288))
+    const cache = (device: string) => estimate({ mode: 'inference', device, cacheTokens: 160 }).cache
+    expect(cache('cuda:0')).toBe(cache('cpu') / 2)
+  })
+
+  test('counts a second form of fp32 weights on a GPU, which its products take in bf16', () => {
+    const scratch = (weights: 'fp32' | 'bf16') => estimate({ mode: 'inference', device: 'cuda:0', weights }).scratch
+    expect(scratch('fp32') - scratch('bf16')).toBe(4096 * 256 * 2)
+  })
+
+  test('knows Qwen3-4B on a GPU: a step of 2048 tokens in 9 GiB, all its least in 8', () => {
+    const step = (options: Partial<MemoryOptions> = {}) =>
+      Qwen3Nvfp4Model.estimateMemory(qwen3, { mode: 'training', device: 'cuda:0', tokens: 2048, ...options }).total
+    expect(step() / 2 ** 30).toBeLessThan(9)
+    expect(step({ stepChunkRows: 1024 })).toBeLessThan(step())
+    expect(step({ tokens: 8, stepChunkRows: 1024 }) / 2 ** 30).toBeLessThan(8)
+  })
+
   test.each([
     [{ mode: 'serving' }, `Expected 'inference' | 'training' for mode but received "serving"`],
+    [{ device: 'gpu' }, `Expected 'cpu' or 'cuda:N' for device but received "gpu"`],
     [{ tokens: 0 }, 'Expected an integer of at least 1 for tokens but received 0'],
     [{ dtype: 'fp32' }, 'but received dtype'],
   ])('refuses %j', (options, message) => {
