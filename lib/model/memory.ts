@@ -4,6 +4,7 @@ import type { MemoryEstimate, MemoryOptions } from '../../types/options'
 import { checkBoolean, checkDevice, checkInteger, checkOneOf, checkOptions } from '../check'
 import { callNative } from '../errors'
 import { native } from '../native'
+import { defaultCacheDtype } from './kv-cache'
 import { defaultStepChunkRows } from './packed-adamw'
 
 export function toNativeConfig(config: Qwen3Config): NativeConfig {
@@ -71,11 +72,7 @@ export function estimateMemory(config: NativeConfig, options: MemoryOptions): Me
     gradients: fused ? '' : checkOneOf('gradients', given.gradients ?? 'fp32', ['fp32', 'bf16', 'nvfp4']),
     recompute: checkOneOf('recompute', given.recompute ?? 'all', ['all', 'cheap', 'none']),
     cacheTokens: checkInteger('cacheTokens', given.cacheTokens ?? (training ? 0 : tokens), 0),
-    cacheDtype: checkOneOf('cacheDtype', given.cacheDtype ?? (device === 'cpu' ? 'fp32' : 'bf16'), [
-      'fp32',
-      'fp16',
-      'bf16',
-    ]),
+    cacheDtype: checkOneOf('cacheDtype', given.cacheDtype ?? defaultCacheDtype(device), ['fp32', 'fp16', 'bf16']),
     stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? defaultStepChunkRows(device), 1),
   }
   return callNative(() => native().estimateMemory(config, plan))
