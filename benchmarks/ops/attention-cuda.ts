@@ -1,8 +1,8 @@
 /**
  * Attention on device 0 at Qwen3-4B's shape (Q 32, KV 8, D 128): TFLOP/s of prefill and its gradients, GB/s of decode,
- * µs of new tokens over a cache and of writing them to it.
+ * µs of new tokens over a cache, of writing them to it, and of one token's norm, rotation, write and attention at once.
  *
- *   npx tsx benchmarks/ops/attention-cuda.ts [iterations] [whole | decode | paged | write: all]
+ *   npx tsx benchmarks/ops/attention-cuda.ts [iterations] [whole | decode | paged | write | fused: all]
  *
  * A multiply-add counts as two operations and only scores that the causal mask leaves count: 4 · D · Q · T (T + 1) / 2
  * forward, 10 · … for the five products that gradients need (the kernels compute seven). Decode counts the 4 · KV · D
@@ -64,6 +64,22 @@ function write(T: number): void {
   print(`norm, rope, write T ${T}`, fused, `${((4 * T * (Q + 2 * KV) * D) / fused / 1e3).toFixed(0)} GB/s`)
 }
 
+/** One token from projections to y, in a CUDA graph: in turn, in one launch, and that overlapping the launch before. */
+function fused(context: number): void {
+  const shape = { offset: context - 1, Q, KV, D, pageTokens: 64 }
+  const line = (name: string, us: number) => {
+    const rate = (4 * KV * D * context) / us / 1e3
+    print(`${name} S ${context}`, us, `${rate.toFixed(0)} GB/s, ${((100 * rate) / copyRate).toFixed(0)} % of copy`)
+  }
+  line('in turn', ops.attentionDecodeInTurnCudaTime!(shape, iterations) as number)
+  for (const overlap of [false, true]) {
+    for (const stages of context > 2048 ? [1, 2, 3] : [1]) {
+      const us = ops.attentionDecodeFusedCudaTime!({ ...shape, stages, overlap }, iterations) as number
+      line(`${overlap ? 'overlapped' : 'fused'}, ${stages} tiles`, us)
+    }
+  }
+}
+
 if (wanted('whole')) for (const T of [2048, 8192]) whole(T)
 if (wanted('decode')) for (const T of [1, 8]) for (const context of [2048, 8192, 32768]) decode(T, context)
 if (wanted('paged')) {
@@ -71,3 +87,4 @@ if (wanted('paged')) {
   for (const T of [9, 16, 32, 64, 128, 512]) for (const offset of [512, 2048, 8192, 32768]) paged(T, offset)
 }
 if (wanted('write')) for (const T of [1, 8, 512, 2048]) write(T)
+if (wanted('fused')) for (const context of [16, 512, 2048, 8192, 32768]) fused(context)

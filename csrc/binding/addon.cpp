@@ -26,6 +26,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   qn::register_sample_cuda_ops(env, ops);
   qn::register_attention_ops(env, ops);
   qn::register_attention_cuda_ops(env, ops);
+  qn::register_attention_decode_cuda_ops(env, ops);
   qn::register_nvfp4_ops(env, ops);
   qn::register_adamw_ops(env, ops);
   qn::register_adamw_cuda_ops(env, ops);

@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "ops/async_cuda.h"
+
 namespace qn {
 
 // c += a · b
@@ -19,10 +21,6 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
 // Four 8×8 matrices of 16-bit elements; lanes 8i .. 8i+7 point at the 16-byte rows of matrix i.
@@ -37,6 +35,14 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(shared_address(row))
                : "memory");
+}
+
+// Element [i, j] and [i, j + 1] of an 8×8 matrix of 16-bit elements, i = lane / 4 and j = lane % 4 · 2, to those of its
+// transpose.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t pair) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(transposed) : "r"(pair));
+  return transposed;
 }
 
 // 16 (4) bytes from global to shared memory, or zeros, without reading, unless `valid`. Both addresses are aligned.

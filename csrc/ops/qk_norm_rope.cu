@@ -2,9 +2,8 @@
 
 #include "core/cuda_check.h"
 #include "core/status.h"
-#include "ops/bf16x8_cuda.h"
-#include "ops/group_reduce_cuda.h"
 #include "ops/kv_cache_slots_cuda.h"
+#include "ops/norm_rope_head_cuda.h"
 #include "ops/qk_norm_rope.h"
 
 namespace qn {
@@ -65,17 +64,12 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_kernel(const QkNormRope
   const bool normalised = mine && index < a.Q + a.KV;
   Head head = {};
   Eight low = {}, high = {};
-  float sum = 0;
   if (normalised) {
     head = head_of(a, to, t, index);
     low = load8(head.x + column);
     high = load8(head.x + half + column);
   }
-#pragma unroll
-  for (int i = 0; i < kLaneValues; ++i) sum = fmaf(low.value[i], low.value[i], sum);
-#pragma unroll
-  for (int i = 0; i < kLaneValues; ++i) sum = fmaf(high.value[i], high.value[i], sum);
-  sum = reduce_lanes<kLanes>(sum, AddLanes{});
+  const float inverse = inverse_rms_of_head<kLanes>(low, high, a.D, a.eps);
   if constexpr (To::kCaches) {
     if (mine && !normalised) {
       const int64_t kv = index - a.Q - a.KV;
@@ -86,16 +80,10 @@ __global__ void __launch_bounds__(kThreads) qk_norm_rope_kernel(const QkNormRope
     }
   }
   if (!normalised) return;
-  const float inverse = 1.0f / sqrtf(sum / static_cast<float>(a.D) + a.eps);
   if (lane == 0 && head.inv_rms) *head.inv_rms = inverse;
   const Eight low_w = load8(head.w + column), high_w = load8(head.w + half + column);
   const Eight cosine = load8(a.cosines + t * half + column), sine = load8(a.sines + t * half + column);
-#pragma unroll
-  for (int i = 0; i < kLaneValues; ++i) {
-    const float x = low.value[i] * inverse * low_w.value[i], y = high.value[i] * inverse * high_w.value[i];
-    low.value[i] = x * cosine.value[i] - y * sine.value[i];
-    high.value[i] = y * cosine.value[i] + x * sine.value[i];
-  }
+  norm_and_rotate(low, high, inverse, low_w, high_w, cosine, sine);
   store8(head.y + column, low);
   store8(head.y + half + column, high);
 }

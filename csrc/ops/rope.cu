@@ -4,6 +4,7 @@
 #include "core/status.h"
 #include "ops/bf16x8_cuda.h"
 #include "ops/rope.h"
+#include "ops/rope_table_cuda.h"
 
 namespace qn {
 
@@ -24,16 +25,10 @@ __global__ void rope_table_kernel(float* __restrict__ cosines, float* __restrict
                                   const int32_t* __restrict__ positions, int64_t T, int64_t D, float base) {
   const int64_t i = int64_t{blockIdx.y} * kTableThreads + threadIdx.x, half = D / 2;
   if (i >= half) return;
-  const float exponent = static_cast<float>(2 * i) / static_cast<float>(D);
-  const float inverse_frequency =
-      1.0f / static_cast<float>(pow(static_cast<double>(base), static_cast<double>(exponent)));
+  const float frequency = rope_frequency(i, D, base);
   const int64_t begin = int64_t{blockIdx.x} * kTablePositions;
   for (int64_t t = begin; t < T && t < begin + kTablePositions; ++t) {
-    const float angle = static_cast<float>(positions[t]) * inverse_frequency;
-    double sine, cosine;
-    sincos(static_cast<double>(angle), &sine, &cosine);
-    cosines[t * half + i] = static_cast<float>(cosine);
-    sines[t * half + i] = static_cast<float>(sine);
+    store_rope(cosines + t * half + i, sines + t * half + i, positions[t], frequency);
   }
 }
 

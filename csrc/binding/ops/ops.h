@@ -42,6 +42,7 @@ void register_small_cuda_times(Napi::Env env, Napi::Object ops);
 void register_sample_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_attention_ops(Napi::Env env, Napi::Object ops);
 void register_attention_cuda_ops(Napi::Env env, Napi::Object ops);
+void register_attention_decode_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_nvfp4_ops(Napi::Env env, Napi::Object ops);
 void register_adamw_ops(Napi::Env env, Napi::Object ops);
 void register_adamw_cuda_ops(Napi::Env env, Napi::Object ops);

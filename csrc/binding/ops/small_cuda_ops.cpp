@@ -5,6 +5,7 @@
 //   ropeTableCuda(cosines, sines, positions, T, D, base)      ropeCuda(x, cosines, sines, T, heads, D, inverse)
 //   qkNormRopeCuda(q, k, qInvRms | null, kInvRms | null, qRaw, kRaw, qW, kW, cosines, sines, T, Q, KV, D, eps)
 //   swigluCuda(y, gate, up, count)                            swigluBackwardCuda(dgate, dup, dy, gate, up, count)
+//   decodeBeginCuda(x, cosines, sines, position, weight, ids, D, base)
 //   embeddingCuda(x, weight, ids, T)                          embeddingBackwardCuda(dw, dx, ids, T, H, rowBegin,
 //   rowCount) crossEntropyAccumulateCuda(max, sum, targetLogit, logits, labels, T, C, begin)
 //   crossEntropyFinishCuda(lse, max, sum, T)                  crossEntropyGradientCuda(logits, lse, labels, weight, T,
@@ -15,6 +16,7 @@
 #include "core/cuda_device.h"
 #include "format/nvfp4.h"
 #include "ops/cross_entropy.h"
+#include "ops/decode_begin.h"
 #include "ops/embedding.h"
 #include "ops/qk_norm_rope.h"
 #include "ops/rms_norm.h"
@@ -141,6 +143,12 @@ void embedding(const Napi::CallbackInfo& info, DeviceArrays& at) {
   embedding_cuda(at.halves(0), at.weight(1), at.ints(2), integer(info[3]), nullptr);
 }
 
+void decode_begin(const Napi::CallbackInfo& info, DeviceArrays& at) {
+  decode_begin_cuda({at.ints(3), at.floats(1), at.floats(2), integer(info[6]), info[7].As<Napi::Number>().DoubleValue(),
+                     at.halves(0), at.weight(4), at.ints(5)},
+                    nullptr);
+}
+
 void embedding_backward(const Napi::CallbackInfo& info, DeviceArrays& at) {
   embedding_backward_cuda(at.floats(0), at.halves(1), at.ints(2), integer(info[3]), integer(info[4]), integer(info[5]),
                           integer(info[6]), nullptr);
@@ -193,6 +201,7 @@ void register_small_cuda_ops(Napi::Env env, Napi::Object ops) {
   set("swigluCuda", QN_CUDA_OP(swiglu));
   set("swigluBackwardCuda", QN_CUDA_OP(swiglu_backward));
   set("embeddingCuda", QN_CUDA_OP(embedding));
+  set("decodeBeginCuda", QN_CUDA_OP(decode_begin));
   set("embeddingBackwardCuda", QN_CUDA_OP(embedding_backward));
   set("crossEntropyAccumulateCuda", QN_CUDA_OP(cross_entropy_accumulate));
   set("crossEntropyFinishCuda", QN_CUDA_OP(cross_entropy_finish));
