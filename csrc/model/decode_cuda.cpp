@@ -14,10 +14,11 @@
 
 #include "core/cuda_graph.h"
 #include "model/engine.h"
+#include "ops/attention_decode_fused.h"
+#include "ops/decode_begin.h"
 #include "ops/elementwise.h"
 #include "ops/gemv_fused.h"
 #include "ops/qk_norm_rope.h"
-#include "ops/rope.h"
 
 namespace qn {
 
@@ -44,7 +45,8 @@ class Decoder {
         top_logprobs_(static_cast<int32_t>(std::min<int64_t>(args.sampling.top_logprobs, c_.V))),
         ring_(kRingSlots * (static_cast<int64_t>(sizeof(SampleResult)) +
                             top_logprobs_ * static_cast<int64_t>(sizeof(TokenLogprob)))),
-        sampling_(args.sampling) {
+        sampling_(args.sampling),
+        fuses_attention_(attention_decode_fused_fits_cuda(c_.Q, c_.KV, c_.D, kPageTokens)) {
     widen_norms();
     for (int32_t slot = 0; slot < kRingSlots; ++slot) ring_.as<SampleResult>()[slot].position = -1;
     if (sampling_.repetition_penalty != 1.0f) {
@@ -163,12 +165,13 @@ class Decoder {
   }
 
   void grow_attention(int64_t bound) {
-    attention_bound_ = std::max(attention_bound_, bound);
-    const int64_t bytes = attention_decode_scratch_bytes(attention(0, bound));
+    const int64_t bytes = fuses_attention_ ? attention_decode_fused_scratch_bytes(c_.Q, c_.KV, c_.D)
+                                           : attention_decode_scratch_bytes(attention(0, bound));
     if (attention_scratch_.bytes() >= bytes) return;
     // Older graphs use the older memory and are not replayed again: contexts only grow.
     attention_scratch_ = Buffer();
     attention_scratch_ = Buffer(model_.device().ledger(), MemoryKind::kScratch, bytes);
+    cuda_.zero(attention_scratch_.data(), bytes);  // what the fused launch starts from
   }
 
   AttentionDecodeCuda attention(int64_t layer, int64_t bound) {
@@ -200,9 +203,9 @@ class Decoder {
 
   // One token: ids are read and the position advances on the device.
   void launch(int64_t bound) {
-    advance_cuda(s_.position, stream_);
-    rope_table_cuda(s_.cosines, s_.sines, s_.position, 1, c_.D, c_.rope_base, stream_);
-    engine_->embedding(s_.x, model_.embedding(), s_.next_id, 1);
+    decode_begin_cuda(
+        {s_.position, s_.cosines, s_.sines, c_.D, c_.rope_base, bf16(s_.x), model_.embedding().view(), s_.next_id},
+        stream_);
     for (int64_t i = 0; i < c_.L; ++i) layer(i, bound);
     head();
     sample(logits_.as<float>());
@@ -271,8 +274,12 @@ class Decoder {
   void layer(int64_t index, int64_t bound) {
     const LayerParameters& p = model_.layer(index);
     qkv(p);
-    rotate_and_cache(p, index);
-    attention_decode_cuda(attention(index, bound), stream_);
+    if (fuses_attention_) {
+      attend(p, index, bound);
+    } else {
+      rotate_and_cache(p, index);
+      attention_decode_cuda(attention(index, bound), stream_);
+    }
     add_product(*p.o_proj, s_.att);
     gate_up(p);
     add_product(*p.down_proj, s_.gate);
@@ -287,6 +294,28 @@ class Decoder {
     }
     engine_->rms_norm(s_.x_norm, nullptr, s_.x, model_.final_norm(), 1, c_.eps);
     engine_->logits(logits_.as<float>(), s_.x_norm, w.view(), 1, false);
+  }
+
+  // From q, k and v as they are to the heads' results; k and v go to the cache.
+  void attend(const LayerParameters& p, int64_t index, int64_t bound) {
+    const KvCache::DevicePages pages = cache_.device_pages(index);
+    AttentionDecodeFusedCuda args{};
+    args.y = bf16(s_.att);
+    args.slots = {pages.k, pages.v, kPageTokens, bound - 1, s_.position};
+    args.q = bf16(s_.q);
+    args.k = bf16(s_.k);
+    args.v = bf16(s_.v);
+    args.q_w = norm_weight(*p.q_norm);
+    args.k_w = norm_weight(*p.k_norm);
+    args.cosines = s_.cosines;
+    args.sines = s_.sines;
+    args.scratch = attention_scratch_.data();
+    args.Q = c_.Q;
+    args.KV = c_.KV;
+    args.D = c_.D;
+    args.eps = c_.eps;
+    args.overlap_previous = true;
+    attention_decode_fused_cuda(args, stream_);
   }
 
   // q is normalised and rotated in place; k and v go to the cache.
@@ -319,8 +348,8 @@ class Decoder {
   int32_t top_logprobs_;
   PinnedBuffer ring_;  // SampleResult[kRingSlots], then TokenLogprob[kRingSlots, top_logprobs_]
   SampleOptions sampling_;
+  bool fuses_attention_;  // whether one launch serves these heads
   Buffer logits_, attention_scratch_;
-  int64_t attention_bound_ = 0;
   std::map<int64_t, CudaGraph> graphs_;  // by the context they are sized for
 };
 

@@ -68,13 +68,6 @@ __global__ void __launch_bounds__(kThreads)
   if (bad) atomicCAS(flag, 0u, value);
 }
 
-// computes   *position += 1
-// moves      8 B                                                         bound: latency
-// launch     one thread
-// numerics   exact
-// measured   not yet
-__global__ void advance_kernel(int32_t* position) { ++*position; }
-
 struct RowSums {
   double gradient, update;
   long long changed, saturated;
@@ -149,11 +142,6 @@ void f16_to_bf16_cuda(uint16_t* y, const uint16_t* x, int64_t count, CudaStream 
   launch(y, x, count, F16ToBf16{}, stream);
 }
 void add_cuda(float* sum, const float* x, int64_t count, CudaStream stream) { launch(sum, x, count, Add{}, stream); }
-
-void advance_cuda(int32_t* position, CudaStream stream) {
-  advance_kernel<<<1, 1, 0, static_cast<cudaStream_t>(stream)>>>(position);
-  QN_CUDA_CHECK(cudaGetLastError());
-}
 
 void find_non_finite_cuda(uint32_t* flag, const float* x, int64_t count, CudaStream stream) {
   launch_find(flag, 1, x, count, stream);

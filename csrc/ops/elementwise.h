@@ -18,8 +18,6 @@ void narrow_bf16_cuda(uint16_t* y, const float* x, int64_t count, CudaStream str
 // f16 to f32 (exact) and to bf16 (nearest even).
 void widen_f16_cuda(float* y, const uint16_t* x, int64_t count, CudaStream stream);
 void f16_to_bf16_cuda(uint16_t* y, const uint16_t* x, int64_t count, CudaStream stream);
-// *position += 1, where a graph counts its replays.
-void advance_cuda(int32_t* position, CudaStream stream);
 // sum += x.
 void add_cuda(float* sum, const float* x, int64_t count, CudaStream stream);
 
