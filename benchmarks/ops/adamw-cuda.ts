@@ -4,7 +4,7 @@
  *   npx tsx benchmarks/ops/adamw-cuda.ts [iterations]
  *
  * Weights and moments in NVFP4; each launch takes the next of several matrices, more than the caches hold.
- * `4.02 G` is the time the same rate takes for every parameter of Qwen3-4B.
+ * b = 1 − β₂ is .001, then .05, where more elements are far from their second moment. `4.02 G` is the time the same rate takes for every parameter of Qwen3-4B.
  */
 import { ops } from '../../test/support/native-ops'
 
@@ -17,11 +17,15 @@ const shapes: [number, number][] = [
   [2560, 4096],
 ]
 
-console.log('shape          mode             gradient      µs    GB/s  % of copy  4.02 G, ms')
+console.log('shape          mode             gradient    b      µs    GB/s  % of copy  4.02 G, ms')
 for (const mode of ['nvfp4', 'nvfp4+residual']) {
   for (const [N, K] of shapes) {
-    for (const bf16 of [true, false]) {
-      const time = ops.adamwCudaTime!({ N, K, mode, bf16 }, iterations)
+    for (const { bf16, b } of [
+      { bf16: true, b: 0.001 },
+      { bf16: true, b: 0.05 },
+      { bf16: false, b: 0.001 },
+    ]) {
+      const time = ops.adamwCudaTime!({ N, K, mode, bf16, b }, iterations)
       const bytes = N * K * ((mode === 'nvfp4' ? 3.375 : 4.5) + (bf16 ? 2 : 4))
       const rate = bytes / time.microseconds / 1e3
       const copy = time.copyBytes / time.copyMicroseconds / 1e3
@@ -29,6 +33,7 @@ for (const mode of ['nvfp4', 'nvfp4+residual']) {
         `[${N}, ${K}]`.padEnd(15) +
           mode.padEnd(17) +
           (bf16 ? 'bf16' : 'f32').padEnd(8) +
+          String(b).padStart(5) +
           time.microseconds.toFixed(1).padStart(8) +
           rate.toFixed(0).padStart(8) +
           `${((100 * rate) / copy).toFixed(1)} of ${copy.toFixed(0)}`.padStart(13) +

@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): counter-based random bits.
+// Philox4x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): counter-based random bits,
+// ten rounds unless told otherwise.
 //
 // Every draw of the library is addressed, never sequenced, so results do not depend on chunking, threads or devices:
 //   key     = the 64-bit run seed
@@ -19,14 +20,13 @@ namespace qn {
 
 enum class RandomStream : uint32_t {
   kWeight = 0,
-  kResidual = 1,
   kFirstMoment = 2,
   kSecondMoment = 3,
-  kScaleGrowth = 4,
   kGradient = 5,
   kInitialize = 6,
   kSample = 7,
-  kUser = 8,  // public quantizeNvfp4({ rounding: 'stochastic' })
+  kUser = 8,    // public quantizeNvfp4({ rounding: 'stochastic' })
+  kPacked = 9,  // all draws of a block of 16 in one step of AdamW, seven rounds (ops/adamw_packed.h)
 };
 
 struct PhiloxWords {
@@ -35,10 +35,11 @@ struct PhiloxWords {
 
 // Always inlined, so that files compiled for one instruction set can use it without leaving a copy for the linker to
 // pick.
+template <int kRounds = 10>
 __attribute__((always_inline)) QN_HOST_DEVICE inline PhiloxWords philox4x32(uint32_t c0, uint32_t c1, uint32_t c2,
                                                                             uint32_t c3, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-  for (int round = 0; round < 10; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53u} * c0, p1 = uint64_t{0xCD9E8D57u} * c2;
     const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
     const uint32_t n2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;

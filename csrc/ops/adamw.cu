@@ -2,9 +2,8 @@
 #include <cuda_runtime.h>
 
 #include "core/cuda_check.h"
-#include "core/status.h"
-#include "ops/adamw_blocks_cuda.h"
 #include "ops/adamw_kernels.h"
+#include "ops/adamw_packed_cuda.h"
 
 namespace qn {
 
@@ -12,6 +11,8 @@ namespace {
 
 constexpr unsigned kWarp = 32, kEveryLane = 0xffffffffu;
 constexpr int kMaxThreads = 320, kMaxWarps = kMaxThreads / kWarp;
+// Of the packed kernel: three thread blocks an SM leave a thread about 128 registers.
+constexpr int kPackedThreads = 160, kPackedBlocks = 3;
 
 // Weights with a kernel of their own, whose branches on the mode are gone; kOther takes every kind of weight.
 enum class WeightPath { kNvfp4, kNvfp4Residual, kOther };
@@ -25,10 +26,7 @@ __device__ T warp_sum(T x) {
 // What the warps of a thread block tell each other about their row.
 struct RowShared {
   double update_squares[kMaxWarps];
-  float log2_sum[kMaxWarps];
-  int live[kMaxWarps], changed_codes[kMaxWarps], saturated[kMaxWarps], any_change[kMaxWarps], largest[kMaxWarps];
-  float low[kOctaves], high[kOctaves], centre;
-  int moved;
+  int changed_codes[kMaxWarps], saturated[kMaxWarps], eighths[kMaxWarps], live[kMaxWarps];
 };
 
 // All threads; the totals of each warp into `shared`.
@@ -42,7 +40,23 @@ __device__ void share_totals(RowShared& shared, const RowTotals& totals) {
   shared.changed_codes[warp] = changed_codes;
   shared.saturated[warp] = saturated;
 }
+__device__ void share_centre(RowShared& shared, const CentreSum& sum) {
+  const unsigned warp = threadIdx.x / kWarp;
+  const int eighths = __reduce_add_sync(kEveryLane, sum.eighths), live = __reduce_add_sync(kEveryLane, sum.live);
+  if (threadIdx.x % kWarp != 0) return;
+  shared.eighths[warp] = eighths;
+  shared.live[warp] = live;
+}
 
+// After a barrier.
+__device__ CentreSum centre_total(const RowShared& shared) {
+  CentreSum total;
+  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) {
+    total.eighths += shared.eighths[warp];
+    total.live += shared.live[warp];
+  }
+  return total;
+}
 // One thread, after a barrier.
 __device__ void write_row(AdamwRow* row, const RowShared& shared) {
   AdamwRow result;
@@ -54,211 +68,171 @@ __device__ void write_row(AdamwRow* row, const RowShared& shared) {
   *row = result;
 }
 
-// f32 of the row's blocks between the phases: block round · threads + thread belongs to that thread alone, its quads
-// `threads` apart, so that a warp's 16-byte accesses meet no bank twice.
-struct RowTile {
-  float4* quads;
-  __device__ int64_t at(int block, int quad) const {
-    const int threads = static_cast<int>(blockDim.x);
-    return int64_t{(block / threads) * 4 + quad} * threads + block % threads;
+// A weight in NVFP4 of any mode.
+__device__ __forceinline__ void step_nvfp4_weight(const AdamwArgs& args, int64_t at, Nvfp4Block codes, const float* u,
+                                                  const BlockWords& words, RowTotals& totals) {
+  const Nvfp4Block before = codes;
+  if (args.mode == WeightMode::kNvfp4) {
+    step_weight_block(args, codes, u, words, totals.saturated);
+  } else {
+    step_nearest_block(args, args.mode, at, codes, u, words, totals.saturated);
   }
-  __device__ __forceinline__ void load(float* x, int block) const {
-    QN_EACH_OF(4) {
-      const float4 quad = quads[at(block, i)];
-      x[4 * i] = quad.x;
-      x[4 * i + 1] = quad.y;
-      x[4 * i + 2] = quad.z;
-      x[4 * i + 3] = quad.w;
-    }
+  store_packed(args.codes, args.scales, at, codes);
+  totals.changed_codes += count_changes(codes, before);
+}
+template <WeightPath kPath>
+__device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const PairTables& tables, int64_t at,
+                                                Nvfp4Block& codes, const float* u, const BlockWords& words,
+                                                RowTotals& totals) {
+  if constexpr (kPath == WeightPath::kOther) {
+    if (args.storage != Storage::kNvfp4) return step_dense_block(args, at, u);
   }
-  __device__ __forceinline__ void store(int block, const float* x) const {
-    QN_EACH_OF(4) quads[at(block, i)] = make_float4(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
+  const Nvfp4Block before = codes;
+  if constexpr (kPath == WeightPath::kNvfp4) {
+    step_weight_words(args, tables, at, codes, u, words, totals.saturated);
+  } else if constexpr (kPath == WeightPath::kNvfp4Residual) {
+    step_nearest_block(args, WeightMode::kNvfp4Residual, at, codes, u, words, totals.saturated);
+  } else {
+    return step_nvfp4_weight(args, at, codes, u, words, totals);
   }
-  __device__ float element(int block, int column) const {
-    return reinterpret_cast<const float*>(quads + at(block, column / 4))[column % 4];
-  }
-};
-
-// The mean of log2 v as live_mean() of ops/adamw_moments.h rounds it: 16 lanes of f32, each in the order of the blocks.
-// A whole warp.
-__device__ float live_mean_in_order(const RowTile& v, int blocks, float dead, int live) {
-  const int lane = static_cast<int>(threadIdx.x % 16);
-  float sum = 0;
-  for (int block = 0; block < blocks; ++block) {
-    const float value = v.element(block, lane);
-    sum += value > dead ? log2_near(value) : 0.0f;
-  }
-  double total = 0;
-  for (int i = 0; i < 16; ++i) total += static_cast<double>(__shfl_sync(kEveryLane, sum, i));
-  return static_cast<float>(total / static_cast<double>(live));
+  store_packed(args.codes, args.scales, at, codes);
+  totals.changed_codes += count_changes(codes, before);
 }
 
-struct Centre {
-  float value;
-  bool moved;
-};
-
-// The row's new centre, by a whole warp. The mean matters only for which side of two thresholds it falls on, so an
-// estimate in any order settles it, except within `slack` of one: there the mean is taken as the CPU takes it.
-//
-// slack: |log2 v| <= 110 < 2^7. The CPU's lanes add `blocks` times, each time off by at most 2^-24 of 2^7 per element;
-// the estimate adds fewer than 64 times in any chain, and its logarithms are within 4 · 2^-17. The rest is margin.
-__device__ Centre next_centre(const RowTile& v, int blocks, float estimated_sum, int live, bool any_change, bool fresh,
-                              float old_centre, float dead) {
-  float mean = old_centre;
-  if (live > 0 && (fresh || any_change)) {
-    const float slack = static_cast<float>(blocks + 128) * 0x1p-17f;
-    mean = estimated_sum / static_cast<float>(live);
-    const float distance = magnitude_of(mean - old_centre);
-    const bool doubtful_move = !fresh && magnitude_of(distance - 1.0f) <= slack;
-    const bool doubtful_value =
-        (fresh || distance > 1.0f) && nearest_quarter(mean - slack) != nearest_quarter(mean + slack);
-    if (doubtful_move || doubtful_value) mean = live_mean_in_order(v, blocks, dead, live);
+// The moments of a block in a row that stored nothing yet; u f32[16] out.
+template <MomentFormat kFormat>
+__device__ __noinline__ void fresh_block(const AdamwArgs& args, const PackedRow& row, int64_t at, int64_t offset,
+                                         float centre, bool stores, float* u) {
+  float g[16], m[16], v[16];
+  load_gradient(g, args, offset);
+  QN_EACH_OF(16) {
+    const FreshElement e = fresh_element(row, g[i]);
+    m[i] = e.m;
+    v[i] = e.v;
+    u[i] = e.u;
   }
-  const bool moved = centre_moves(fresh, any_change, mean, old_centre);
-  return {moved ? nearest_quarter(mean) : old_centre, moved};
+  if (!stores) return;
+  const BlockWords words = block_words(args, at);
+  uint32_t m_codes[16], v_codes[16], first[16], second[16];
+  QN_EACH_OF(16) {
+    first[i] = first_draw(words.w, i);
+    second[i] = second_draw(words.w, i);
+  }
+  uint8_t m_scale = 0, v_scale = 0;
+  store_fresh<kFormat>(m_codes, m_scale, v_codes, v_scale, centre, m, v, first, second);
+  store_packed(args.m.values, args.m.scales, at, packed_block<kFormat>(m_codes, m_scale));
+  store_packed(args.v.values, args.v.scales, at, packed_block<kFormat>(v_codes, v_scale));
 }
-
-// The whole of ops/adamw.h for one row with nvfp4 or int8 moments.
-//
-// computes   m, v, u and the weights of a row; then its centre and v's codes; then its level and m's codes
-// moves      nvfp4: 3.375 B an element of weights and moments, read and written, and the gradient (2 or 4 B) once
-// launch     grid rows, block min(K/16, 320) up to a multiple of 32, smem 128 B a thread and round, two 16-column
-//            blocks of f32 (m and v) for each; a thread takes a block of 16 columns a round, codes in 8-byte accesses
-// needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
-// numerics   the scalar functions of the CPU, nothing contracted: codes, scales, rows and masters are the CPU's bytes
-// measured   not yet
-template <MomentFormat kFormat, WeightPath kPath>
-__global__ void __launch_bounds__(kMaxThreads, 2)
-    adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {
-  extern __shared__ float4 adamw_tile[];
-  __shared__ RowShared shared;
-  const int blocks = static_cast<int>(args.K / 16), threads = static_cast<int>(blockDim.x);
-  const int me = static_cast<int>(threadIdx.x), warps = threads / static_cast<int>(kWarp);
-  const int64_t row = args.row_begin + blockIdx.x, first = row * args.K;
-  const RowTile tile_m{adamw_tile}, tile_v{adamw_tile + int64_t{(blocks + threads - 1) / threads} * 4 * threads};
-
-  // Moments, update and weights of each block; what the row must know of v.
-  const MomentRates rates = moment_rates(args);
-  const bool fresh = args.v.scales[first / 16] == 0;
-  const float stored_level = args.m.rows[row], stored_centre = args.v.rows[row];
-  const float floor_before = exp2_grid(stored_centre - kOctavesBelowCentre);
-  const float old_centre = fresh ? kFreshCentre : stored_centre, dead = largest_dead(fresh, old_centre);
-  RowTotals totals;
-  uint32_t changed = 0;  // bit `round`: v of this thread's block differs from what is stored
-  float log2_sum = 0;
-  int live = 0;
-  for (int block = me, round = 0; block < blocks; block += threads, ++round) {
-    const int64_t at = first + int64_t{16} * block;
-    const auto old_m = load_packed<kFormat>(args.m.values, args.m.scales, at);
-    const auto old_v = load_packed<kFormat>(args.v.values, args.v.scales, at);
-    Nvfp4Block codes{};
-    if (kPath != WeightPath::kOther || args.storage == Storage::kNvfp4) {
-      codes = load_packed<MomentFormat::kNvfp4>(args.codes, args.scales, at);
-    }
-    float u[16], m[16], v[16];
-    load_gradient(u, args, int64_t{blockIdx.x} * args.K + int64_t{16} * block);
-    const float m_scale = e4m3_value(old_m.scale) * stored_level, v_scale = e4m3_value(old_v.scale);
-    float block_sum = 0;
-    bool block_changed = false;
+// Of this thread's blocks of such a row.
+__device__ __noinline__ CentreSum fresh_sum(const AdamwArgs& args, const PackedRow& row, int64_t offset) {
+  CentreSum sum;
+  for (int64_t block = threadIdx.x; block < args.K / 16; block += blockDim.x) {
+    float g[16];
+    load_gradient(g, args, offset + 16 * block);
     QN_EACH_OF(16) {
-      const float before = old_v.scale == 0 ? 0.0f : exp2_grid(stored_centre + old_v.value(i) * v_scale);
-      m[i] = old_m.value(i) * m_scale * square_root(before);  // stored in units of √v
-      v[i] = before;
-      u[i] = step_moments(m[i], v[i], u[i], rates);
-      block_changed |= larger(v[i], floor_before) != before;
-      const bool lives = v[i] > dead;
-      block_sum += lives ? __log2f(v[i]) : 0.0f;
-      live += lives ? 1 : 0;
-      totals.update_squares += static_cast<double>(u[i]) * u[i];
-    }
-    log2_sum += block_sum;
-    changed |= static_cast<uint32_t>(block_changed) << round;
-    tile_m.store(block, m);
-    tile_v.store(block, v);
-    if constexpr (kPath == WeightPath::kNvfp4) {
-      step_nvfp4_block(args, WeightMode::kNvfp4, at, codes, u, totals);
-    } else if constexpr (kPath == WeightPath::kNvfp4Residual) {
-      step_nvfp4_block(args, WeightMode::kNvfp4Residual, at, codes, u, totals);
-    } else if (args.storage == Storage::kNvfp4) {
-      step_nvfp4_block(args, args.mode, at, codes, u, totals);
-    } else {
-      step_dense_block(args, at, u);
+      const float v = fresh_element(row, g[i]).v;
+      sum.eighths += v > kLargestDead ? fresh_eighths(v) : 0;
+      sum.live += v > kLargestDead ? 1 : 0;
     }
   }
-  share_totals(shared, totals);
-  log2_sum = warp_sum(log2_sum);
-  live = __reduce_add_sync(kEveryLane, live);
-  const int any_change = __any_sync(kEveryLane, changed != 0);
-  if (me % static_cast<int>(kWarp) == 0) {
-    shared.log2_sum[me / kWarp] = log2_sum;
-    shared.live[me / kWarp] = live;
-    shared.any_change[me / kWarp] = any_change;
-  }
-  __syncthreads();
+  return sum;
+}
 
-  // The centre of the row and the reach of each scale about it.
-  if (me < static_cast<int>(kWarp)) {
-    float sum = 0;
-    int count = 0, any = 0;
-    for (int warp = 0; warp < warps; ++warp) {
-      sum += shared.log2_sum[warp];
-      count += shared.live[warp];
-      any |= shared.any_change[warp];
+// The same of a row that has moments.
+template <MomentFormat kFormat, typename G>
+__device__ __forceinline__ void step_moment_block(const AdamwArgs& args, const PackedRow& row, const PairTables& tables,
+                                                  int64_t at, const G& g, float* u, const BlockWords& words,
+                                                  CentreSum& sum) {
+  auto m = load_packed<kFormat>(args.m.values, args.m.scales, at);
+  auto v = load_packed<kFormat>(args.v.values, args.v.scales, at);
+  if constexpr (kFormat == MomentFormat::kNvfp4) {
+    step_nvfp4_moments(row, tables, m, v, g, u, words, sum);
+  } else {
+    uint32_t m_codes[16], v_codes[16], first[16], second[16];
+    float gradient[16];
+    unpack_codes(m_codes, m);
+    unpack_codes(v_codes, v);
+    QN_EACH_OF(16) {
+      gradient[i] = g[i];
+      first[i] = first_draw(words.w, i);
+      second[i] = second_draw(words.w, i);
     }
-    const Centre next = next_centre(tile_v, blocks, sum, count, any != 0, fresh, old_centre, dead);
-    if (me < kOctaves) {
-      shared.low[me] = octave_low(next.value, largest_code(kFormat), me);
-      shared.high[me] = octave_high(next.value, largest_code(kFormat), me);
-    }
-    if (me == 0) {
-      shared.centre = next.value;
-      shared.moved = next.moved;
-      args.v.rows[row] = next.value;
-      write_row(rows + blockIdx.x, shared);
-    }
+    add_block<kFormat>(sum, v_codes, e4m3_value(v.scale));
+    step_packed_moments<kFormat>(row, m_codes, m.scale, v_codes, v.scale, gradient, u, first, second);
+    m = packed_block<kFormat>(m_codes, m.scale);
+    v = packed_block<kFormat>(v_codes, v.scale);
   }
-  __syncthreads();
+  store_packed(args.m.values, args.m.scales, at, m);
+  store_packed(args.v.values, args.v.scales, at, v);
+}
 
-  // v as it is stored, and m in units of its root.
-  const float centre = shared.centre, floor = exp2_grid(centre - kOctavesBelowCentre);
-  const bool moved = shared.moved != 0;
-  int largest = 0;
-  for (int block = me, round = 0; block < blocks; block += threads, ++round) {
-    const int64_t at = first + int64_t{16} * block;
-    float m[16], v[16];
-    tile_v.load(v, block);
-    if (moved || (changed >> round & 1) != 0) {
-      int least = 0x7fffffff, most = 0;
-      QN_EACH_OF(16) {
-        const int bits = static_cast<int>(bits_of(larger(v[i], floor)));
-        least = min(least, bits);
-        most = max(most, bits);
+// The whole of ops/adamw.h for rows with nvfp4 or int8 moments.
+//
+// computes   m, v, u and the weights of each block of 16 by itself; then the row's totals and its next centre
+// moves      nvfp4: 3.375 B an element of weights and moments, read and written, and the gradient (2 or 4 B) once
+// launch     grid min(rows, what is resident), block min(K/16, 160) up to a multiple of 32, smem 22.5 KiB of tables; a
+//            thread block goes from row to row, a thread takes a block of 16 columns a round, codes in 8-byte accesses
+// needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
+// numerics   the functions of ops/adamw_packed.h: codes, scales, rows and masters are the CPU's bytes
+// measured   not yet
+template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
+__global__ void __launch_bounds__(kPackedThreads, kPackedBlocks)
+    adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {
+  __shared__ PairTables tables;
+  __shared__ RowShared totals_of[2], fresh_totals;
+  const int64_t blocks = args.K / 16;
+  if constexpr (kFormat == MomentFormat::kNvfp4) fill_tables(tables);
+  __syncthreads();
+  int parity = 0;
+  for (int64_t index = blockIdx.x; index < args.row_count; index += gridDim.x, parity ^= 1) {
+    const int64_t row = args.row_begin + index, first = row * args.K;
+    const bool fresh = args.v.scales[first / 16] == 0;
+    const PackedRow constants = packed_row(args, args.v.rows[row], args.m.rows[row]);
+    CentreSum sum;
+    if (fresh) {
+      share_centre(fresh_totals, fresh_sum(args, constants, index * args.K));
+      __syncthreads();
+      sum = centre_total(fresh_totals);
+    }
+    const bool stores = !fresh || sum.live > 0;
+    const float centre = fresh && stores ? fresh_centre(sum.eighths, sum.live) : 0.0f;
+    RowTotals totals;
+    for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
+      const int64_t at = first + 16 * block, offset = index * args.K + 16 * block;
+      Nvfp4Block codes{};
+      if (kPath != WeightPath::kOther || args.storage == Storage::kNvfp4) {
+        codes = load_packed<MomentFormat::kNvfp4>(args.codes, args.scales, at);
       }
-      const uint8_t scale = next_octave(args.v.scales[at / 16], fresh, float_of(static_cast<uint32_t>(least)),
-                                        float_of(static_cast<uint32_t>(most)), shared.low, shared.high);
-      store_packed(args.v.values, args.v.scales, at, octave_block<kFormat>(args, at, v, centre, scale));
-    } else {
-      QN_EACH_OF(16) v[i] = larger(v[i], floor);
+      float u[16];
+      const BlockWords words = block_words(args, at);
+      if (fresh) {
+        float local[16];
+        fresh_block<kFormat>(args, constants, at, offset, centre, stores, local);
+        QN_EACH_OF(16) u[i] = local[i];
+      } else {
+        const Gradient<kBf16> g(args, offset);
+        step_moment_block<kFormat>(args, constants, tables, at, g, u, words, sum);
+      }
+      float squares = 0;
+      QN_EACH_OF(16) squares = fused(u[i], u[i], squares);
+      totals.update_squares += static_cast<double>(squares);
+      step_any_weight<kPath>(args, tables, at, codes, u, words, totals);
     }
-    tile_m.load(m, block);
-    QN_EACH_OF(16) m[i] /= square_root(v[i]);
-    tile_m.store(block, m);
-    largest = max(largest, static_cast<int>(bits_of(amax_of(m))));
-  }
-  largest = __reduce_max_sync(kEveryLane, largest);
-  if (me % static_cast<int>(kWarp) == 0) shared.largest[me / kWarp] = largest;
-  __syncthreads();
-
-  // m as it is stored.
-  for (int warp = 0; warp < warps; ++warp) largest = max(largest, shared.largest[warp]);
-  const float level = linear_level(float_of(static_cast<uint32_t>(largest)), largest_code(kFormat));
-  if (me == 0) args.m.rows[row] = level;
-  for (int block = me; block < blocks; block += threads) {
-    const int64_t at = first + int64_t{16} * block;
-    float m[16];
-    tile_m.load(m, block);
-    store_packed(args.m.values, args.m.scales, at, linear_block<kFormat>(args, at, m, level));
+    RowShared& shared = totals_of[parity];
+    share_totals(shared, totals);
+    if (!fresh) share_centre(shared, sum);
+    // The slots of this parity are written again two rows on, after the next row's barrier.
+    __syncthreads();
+    if (threadIdx.x != 0) continue;
+    write_row(rows + index, shared);
+    if (!stores) continue;
+    args.m.rows[row] = kMomentLevel;
+    if (fresh) {
+      args.v.rows[row] = centre;
+    } else if (args.b != 0) {
+      const CentreSum total = centre_total(shared);
+      args.v.rows[row] = next_row(constants, total.eighths, total.live);
+    }
   }
 }
 
@@ -276,7 +250,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   RowTotals totals;
   for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
     const int64_t at = row * args.K + 16 * block;
-    const Nvfp4Block codes = load_packed<MomentFormat::kNvfp4>(args.codes, args.scales, at);
+    Nvfp4Block codes = load_packed<MomentFormat::kNvfp4>(args.codes, args.scales, at);
     float u[16], m[16], v[16];
     load_gradient(u, args, int64_t{blockIdx.x} * args.K + 16 * block);
     load_plain(m, args.moments, args.m.values, at);
@@ -287,7 +261,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
     store_plain(args, args.v.values, at, v, RandomStream::kSecondMoment);
     store_plain(args, args.m.values, at, m, RandomStream::kFirstMoment);
-    step_nvfp4_block(args, args.mode, at, codes, u, totals);
+    step_nvfp4_weight(args, at, codes, u, block_words(args, at), totals);
   }
   share_totals(shared, totals);
   __syncthreads();
@@ -320,32 +294,29 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 // --------------------------------------------------------------------------------------------------------------------
 
-// Threads for `items` a row: as few rounds as kMaxThreads allows, evenly filled.
-unsigned threads_of(int64_t items) {
-  const int64_t rounds = (items + kMaxThreads - 1) / kMaxThreads, even = (items + rounds - 1) / rounds;
+// Threads for `items` a row: as few rounds as `most` allows, evenly filled.
+unsigned threads_of(int64_t items, int64_t most) {
+  const int64_t rounds = (items + most - 1) / most, even = (items + rounds - 1) / rounds;
   return static_cast<unsigned>((even + kWarp - 1) / kWarp * kWarp);
 }
 
+template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
+void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
+  int device = 0, processors = 0;
+  QN_CUDA_CHECK(cudaGetDevice(&device));
+  QN_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  const unsigned threads = threads_of(args.K / 16, kPackedThreads);
+  const int64_t resident = int64_t{kPackedBlocks} * (kPackedThreads / threads) * processors;
+  const auto grid = static_cast<unsigned>(args.row_count < resident ? args.row_count : resident);
+  adamw_packed_kernel<kFormat, kPath, kBf16><<<grid, threads, 0, stream>>>(rows, args);
+}
 template <MomentFormat kFormat, WeightPath kPath>
 void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
-  const int64_t blocks = args.K / 16;
-  const unsigned threads = threads_of(blocks);
-  const int64_t bytes = (blocks + threads - 1) / threads * threads * 2 * 16 * static_cast<int64_t>(sizeof(float));
-  // A thread block gets more than 48 KiB only when asked to.
-  if (bytes > 40 * 1024) {
-    int device = 0, most = 0;
-    QN_CUDA_CHECK(cudaGetDevice(&device));
-    QN_CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    if (bytes + static_cast<int64_t>(sizeof(RowShared)) > most) {
-      fail(Code::kUnsupported,
-           "AdamW with %s moments on this CUDA device takes rows of about %d columns but a parameter has %lld",
-           kFormat == MomentFormat::kNvfp4 ? "nvfp4" : "int8", most / 128 * 16, (long long)args.K);
-    }
-    QN_CUDA_CHECK(cudaFuncSetAttribute(adamw_packed_kernel<kFormat, kPath>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       static_cast<int>(bytes)));
+  if (args.g_bf16 != nullptr) {
+    launch_packed<kFormat, kPath, true>(rows, args, stream);
+  } else {
+    launch_packed<kFormat, kPath, false>(rows, args, stream);
   }
-  adamw_packed_kernel<kFormat, kPath>
-      <<<static_cast<unsigned>(args.row_count), threads, static_cast<size_t>(bytes), stream>>>(rows, args);
 }
 
 void launch_nvfp4_moments(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
@@ -371,9 +342,9 @@ void adamw_cuda(AdamwRow* rows, const AdamwArgs& args, CudaStream stream) {
   } else if (args.moments == MomentFormat::kInt8) {
     launch_packed<MomentFormat::kInt8, WeightPath::kOther>(rows, args, cuda_stream);
   } else if (args.storage == Storage::kNvfp4) {
-    adamw_plain_kernel<<<grid, threads_of(args.K / 16), 0, cuda_stream>>>(rows, args);
+    adamw_plain_kernel<<<grid, threads_of(args.K / 16, kMaxThreads), 0, cuda_stream>>>(rows, args);
   } else {
-    adamw_dense_kernel<<<grid, threads_of(args.K), 0, cuda_stream>>>(rows, args);
+    adamw_dense_kernel<<<grid, threads_of(args.K, kMaxThreads), 0, cuda_stream>>>(rows, args);
   }
   QN_CUDA_CHECK(cudaGetLastError());
 }

@@ -9,9 +9,9 @@
 // rate = lr / global, and with two-level scales decoupled weight decay multiplies the global scale once a step instead
 // of rounding every element (keep = 1). docs/numerics.md has the layouts, the rounding rules and their reasons.
 //
-// All arithmetic is f32 from + − · / √ alone (ops/adamw_math.h), so every instruction set gives the same bytes. Random
-// bits are addressed by (seed, element, parameter, step, stream): results do not depend on chunks or threads.
-// A block of 16 whose update is zero keeps every bit of its codes and scale.
+// All arithmetic is f32 from + − · / √ and fused multiply-adds alone (ops/adamw_math.h, adamw_packed.h), so every
+// instruction set gives the same bytes. Random bits are addressed by (seed, element, parameter, step, stream): results
+// do not depend on chunks or threads. A block of 16 whose update is zero keeps every bit of its codes and scale.
 #pragma once
 
 #include <cstdint>
@@ -40,9 +40,10 @@ enum class MomentFormat : uint8_t { kNvfp4, kInt8, kBf16, kFp32 };
 //   kInt8    i8[N, K]                   u8[N, K/16]    f32[N]
 //   kBf16    u16[N, K]                  –              –
 //   kFp32    f32[N, K]                  –              –
-// First moment: value = code · e4m3(scale) · row, row a power of two. Second moment, in octaves:
-// log2 v = row + code · e4m3(scale), scale a power of two; so v is never zero. Zeroed memory is the state before
-// step 1.
+// First moment: value = code · e4m3(scale) · row · √v, row a power of two. Second moment, in octaves:
+// log2 v = centre + code · e4m3(scale), scale a power of two; so v is never zero. Its row is the centre, a multiple of
+// 1/4, plus 2^-15 times how far the centre moves in the next step. Zeroed memory is the state before step 1, and of a
+// row until its first gradient that is not zero.
 struct MomentView {
   void* values = nullptr;
   uint8_t* scales = nullptr;
@@ -96,9 +97,8 @@ constexpr int64_t kAdamwMaxCols = 128 * 1024;
 void adamw_cpu(AdamwRow* rows, const AdamwArgs& args, const Cpu& cpu);
 
 // The same on the device, where every pointer is: rows, g, g_bf16, dense and masters 16-byte aligned, codes and values
-// 8 (int8: 16). Every byte of weights and state is adamw_cpu's for the same g; Σ u² of a row is within 1e-12 (another
-// order of f64 sums). Two runs give equal bytes; no scratch. Packed moments keep a row in shared memory, 8 bytes a
-// column: Error(kUnsupported) when it does not fit (about 29000 columns on sm_90, 12300 on sm_120).
+// 8 (int8: 16). Every byte of weights and state is adamw_cpu's for the same g; Σ u² of a row is within 1e-6 (f32 sums
+// of 16). Two runs give equal bytes; no scratch.
 void adamw_cuda(AdamwRow* rows, const AdamwArgs& args, CudaStream stream);
 
 // For a two-level tensor some block of which saturated: scales become half (exact, except that an odd scale below 2^-5
@@ -111,8 +111,9 @@ void row_squares_cpu(double* squares, const float* g, int64_t row_count, int64_t
 void row_squares_cuda(double* squares, const float* g, int64_t row_count, int64_t K, CudaStream stream);
 void row_squares_bf16_cuda(double* squares, const uint16_t* g, int64_t row_count, int64_t K, CudaStream stream);
 
-// The first moment's storage by itself, without √v (gradient accumulation uses it): x f32[row_count, K] to and from
-// rows [row_begin, …) of `view`, rounded stochastically with the bits of (seed, parameter, step, kGradient).
+// The first moment's storage by itself, without √v and with a row's own power of two (gradient accumulation uses it):
+// x f32[row_count, K] to and from rows [row_begin, …) of `view`, rounded stochastically with the bits of (seed,
+// parameter, step, kGradient).
 struct StoreRowsArgs {
   int64_t row_begin = 0, row_count = 0, K = 0;
   MomentFormat format = MomentFormat::kFp32;

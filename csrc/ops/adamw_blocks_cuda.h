@@ -1,9 +1,9 @@
 // Blocks of 16 columns in the registers of one CUDA thread, and what one AdamW step does to them: the device half of
-// ops/adamw_elements.h. Included by adamw.cu, after <cuda_runtime.h>. Loops over a block are unrolled, so that every
-// index into an array is a constant and the arrays stay in registers.
+// ops/adamw_elements.h and, in plain form, of ops/adamw_packed.h. Included by adamw.cu, after <cuda_runtime.h>. Loops
+// over a block are unrolled, so that every index into an array is a constant and the arrays stay in registers.
 #pragma once
 
-#include "ops/adamw_elements.h"
+#include "ops/adamw_packed.h"
 
 #define QN_EACH_OF(count) _Pragma("unroll") for (int i = 0; i < (count); ++i)
 
@@ -114,64 +114,12 @@ __device__ __forceinline__ void store_packed(void* values, uint8_t* scales, int6
   scales[at / 16] = block.scale;
 }
 
-__device__ __forceinline__ float amax_of(const float* x) {
-  int largest = 0;
-  QN_EACH_OF(16) largest = max(largest, static_cast<int>(bits_of(x[i]) & 0x7fffffffu));
-  return float_of(static_cast<uint32_t>(largest));
-}
-
 // The words of elements [at, at + 4); at % 4 == 0.
 __device__ __forceinline__ PhiloxWords quad_words(const AdamwArgs& args, int64_t at, RandomStream stream) {
   return random_words(args.seed, at >> 2, args.parameter, args.step, stream);
 }
 
 // --- Moments --------------------------------------------------------------------------------------------------------
-
-template <MomentFormat kFormat>
-__device__ __forceinline__ PackedBlock<kFormat> linear_block(const AdamwArgs& args, int64_t at, const float* x,
-                                                             float level) {
-  PackedBlock<kFormat> block{};
-  block.scale = static_cast<uint8_t>(linear_scale(amax_of(x), largest_code(kFormat), level));
-  const float divisor = divisor_of(e4m3_value(block.scale) * level);
-  _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) {
-    const PhiloxWords words = quad_words(args, at + 4 * quad, RandomStream::kFirstMoment);
-    QN_EACH_OF(4) {
-      const int column = 4 * quad + i;
-      if constexpr (PackedBlock<kFormat>::kNibbles) {
-        block.put(column, linear_e2m1(x[column], divisor, words.w[i]));
-      } else {
-        block.put(column, static_cast<uint32_t>(linear_int8(x[column], divisor, words.w[i])));
-      }
-    }
-  }
-  return block;
-}
-
-// v in: the new values, out: what is stored.
-template <MomentFormat kFormat>
-__device__ __forceinline__ PackedBlock<kFormat> octave_block(const AdamwArgs& args, int64_t at, float* v, float centre,
-                                                             uint8_t scale) {
-  PackedBlock<kFormat> block{};
-  block.scale = scale;
-  const float S = e4m3_value(scale), inverse = 1.0f / S, log2_floor = centre - kOctavesBelowCentre;
-  _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) {
-    const PhiloxWords words = quad_words(args, at + 4 * quad, RandomStream::kSecondMoment);
-    QN_EACH_OF(4) {
-      const int column = 4 * quad + i;
-      const float log2_v = larger(log2_near(v[column]), log2_floor);
-      if constexpr (PackedBlock<kFormat>::kNibbles) {
-        const uint32_t code = octave_e2m1(log2_v, centre, inverse, words.w[i]);
-        block.put(column, code);
-        v[column] = exp2_grid(centre + e2m1_value(code) * S);
-      } else {
-        const int32_t code = octave_int8(log2_v, centre, inverse, words.w[i]);
-        block.put(column, static_cast<uint32_t>(code));
-        v[column] = exp2_grid(centre + static_cast<float>(code) * S);
-      }
-    }
-  }
-  return block;
-}
 
 // Plain moments (bf16, fp32) of one block.
 __device__ __forceinline__ void load_plain(float* x, MomentFormat format, const void* values, int64_t at) {
@@ -230,29 +178,21 @@ struct RowTotals {
   int changed_codes = 0, saturated = 0;
 };
 
-// Draws word 0 (weights) or 1 (residuals) of the block's first quad only where it is looked at: when a scale may grow.
-__device__ __forceinline__ StickyScale next_scale(const AdamwArgs& args, int64_t at, uint8_t scale, float amax,
-                                                  int word, RowTotals& totals) {
-  uint32_t bits = 0;
-  if (amax > 6.0f * e4m3_value(scale)) bits = quad_words(args, at, RandomStream::kScaleGrowth).w[word];
-  return sticky_scale(scale, amax, bits, totals.saturated);
-}
-
-template <bool kStochastic>
-__device__ __forceinline__ Nvfp4Block sticky_block(const AdamwArgs& args, int64_t at, const float* x,
-                                                   const Nvfp4Block& before, const StickyScale& next,
-                                                   RandomStream stream) {
-  Nvfp4Block block{};
-  block.scale = static_cast<uint8_t>(next.code);
-  const float S = e4m3_value(next.code), boost = kStochastic ? next.boost : 0.0f;
-  _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) {
-    PhiloxWords words{};
-    if constexpr (kStochastic) words = quad_words(args, at + 4 * quad, stream);
-    QN_EACH_OF(4) {
-      const int column = 4 * quad + i;
-      block.put(column, sticky_code<kStochastic>(x[column], before.code(column), S, next.limit, boost, words.w[i]));
+template <MomentFormat kFormat>
+__device__ __forceinline__ void unpack_codes(uint32_t* codes, const PackedBlock<kFormat>& block) {
+  QN_EACH_OF(16) {
+    if constexpr (PackedBlock<kFormat>::kNibbles) {
+      codes[i] = block.code(i);
+    } else {
+      codes[i] = static_cast<uint32_t>(static_cast<int32_t>(static_cast<int8_t>(block.word[i / 4] >> (8 * (i % 4)))));
     }
   }
+}
+template <MomentFormat kFormat>
+__device__ __forceinline__ PackedBlock<kFormat> packed_block(const uint32_t* codes, uint8_t scale) {
+  PackedBlock<kFormat> block{};
+  block.scale = scale;
+  QN_EACH_OF(16) block.put(i, codes[i]);
   return block;
 }
 
@@ -267,56 +207,85 @@ __device__ __forceinline__ int count_changes(const Nvfp4Block& a, const Nvfp4Blo
   return changes;
 }
 
+// The 16 words of a block, and its draws for the weight.
+struct BlockWords {
+  uint32_t w[16];
+};
+__device__ __forceinline__ BlockWords block_words(const AdamwArgs& args, int64_t at) {
+  BlockWords words;
+  _Pragma("unroll") for (int call = 0; call < 4; ++call) {
+    const PhiloxWords four = packed_words(args.seed, args.parameter, args.step,
+                                          static_cast<uint64_t>(at >> 2) + static_cast<uint64_t>(call));
+    _Pragma("unroll") for (int k = 0; k < 4; ++k) words.w[4 * call + k] = four.w[k];
+  }
+  return words;
+}
+__device__ __forceinline__ void weight_draws(uint32_t* draws, const BlockWords& words) {
+  QN_EACH_OF(16) draws[i] = weight_draw(words.w, i);
+}
+
 // The 16 values that the update starts from, in units of the global scale.
 __device__ __forceinline__ void load_base(float* base, const AdamwArgs& args, WeightMode mode, int64_t at,
                                           const Nvfp4Block& codes, const Nvfp4Block& residual) {
   if (mode == WeightMode::kFp32) return load_f32(base, static_cast<const float*>(args.master) + at);
   if (mode == WeightMode::kBf16) return load_bf16(base, static_cast<const uint16_t*>(args.master) + at);
-  const float S = e4m3_value(codes.scale);
-  QN_EACH_OF(16) base[i] = codes.value(i) * S;
-  if (mode != WeightMode::kNvfp4Residual) return;
-  const float rest = e4m3_value(residual.scale) * kResidualUnit;
-  QN_EACH_OF(16) base[i] += residual.value(i) * rest;
+  const float S = e4m3_value(codes.scale), rest = e4m3_value(residual.scale) * kResidualUnit;
+  QN_EACH_OF(16) base[i] = codes.value(i) * S + residual.value(i) * rest;
 }
 
 // x becomes what a bf16 master holds.
-__device__ __forceinline__ void store_master(const AdamwArgs& args, WeightMode mode, int64_t at, float* x) {
+__device__ __forceinline__ void store_master(const AdamwArgs& args, WeightMode mode, int64_t at, float* x,
+                                             const uint32_t* draws) {
   if (mode == WeightMode::kFp32) {
     store_f32(static_cast<float*>(args.master) + at, x);
   } else if (mode == WeightMode::kBf16) {
     uint32_t bits[16];
-    stochastic_bf16_block(bits, args, at, x, RandomStream::kWeight);
+    QN_EACH_OF(16) {
+      bits[i] = stochastic_bf16(x[i], draws[i] << 8);
+      x[i] = float_of(bits[i] << 16);
+    }
     store_u16(static_cast<uint16_t*>(args.master) + at, bits);
-    QN_EACH_OF(16) x[i] = float_of(bits[i] << 16);
   }
 }
 
-// `mode` is a constant where the kernel has a path of its own for it.
-__device__ __forceinline__ void step_nvfp4_block(const AdamwArgs& args, WeightMode mode, int64_t at,
-                                                 const Nvfp4Block& before, const float* u, RowTotals& totals) {
+// Codes that are the nearest of a master, or of what codes and residual together hold. `mode` is a constant where the
+// kernel has a path of its own for it.
+__device__ __forceinline__ void step_nearest_block(const AdamwArgs& args, WeightMode mode, int64_t at,
+                                                   Nvfp4Block& block, const float* u, const BlockWords& words,
+                                                   int32_t& saturated) {
   Nvfp4Block residual{};
   if (mode == WeightMode::kNvfp4Residual) {
     residual = load_packed<MomentFormat::kNvfp4>(args.residual_codes, args.residual_scales, at);
   }
   float base[16], x[16];
-  load_base(base, args, mode, at, before, residual);
+  uint32_t draws[16], codes[16];
+  weight_draws(draws, words);
+  load_base(base, args, mode, at, block, residual);
   QN_EACH_OF(16) x[i] = base[i] * args.keep - args.rate * u[i];
-  store_master(args, mode, at, x);
+  store_master(args, mode, at, x, draws);
   bool moved = false;
   QN_EACH_OF(16) moved |= x[i] != base[i];
   if (!moved) return;
-  const StickyScale next = next_scale(args, at, before.scale, amax_of(x), 0, totals);
-  const Nvfp4Block block = mode == WeightMode::kNvfp4
-                               ? sticky_block<true>(args, at, x, before, next, RandomStream::kWeight)
-                               : sticky_block<false>(args, at, x, before, next, RandomStream::kWeight);
-  store_packed(args.codes, args.scales, at, block);
-  totals.changed_codes += count_changes(block, before);
+  unpack_codes(codes, block);
+  sticky_block<false>(codes, block.scale, x, nullptr, words.w[kGrowthWord], saturated);
+  block = packed_block<MomentFormat::kNvfp4>(codes, block.scale);
   if (mode != WeightMode::kNvfp4Residual) return;
   const float S = e4m3_value(block.scale);
   QN_EACH_OF(16) x[i] = (x[i] - block.value(i) * S) * (1 / kResidualUnit);
-  const StickyScale rest = next_scale(args, at, residual.scale, amax_of(x), 1, totals);
+  unpack_codes(codes, residual);
+  sticky_block<true>(codes, residual.scale, x, draws, words.w[kResidualGrowthWord], saturated);
   store_packed(args.residual_codes, args.residual_scales, at,
-               sticky_block<true>(args, at, x, residual, rest, RandomStream::kResidual));
+               packed_block<MomentFormat::kNvfp4>(codes, residual.scale));
+}
+
+// step_weights() of ops/adamw_packed.h.
+__device__ __forceinline__ void step_weight_block(const AdamwArgs& args, Nvfp4Block& block, const float* u,
+                                                  const BlockWords& words, int32_t& saturated) {
+  uint32_t draws[16], codes[16];
+  weight_draws(draws, words);
+  unpack_codes(codes, block);
+  step_weights(args, codes, block.scale, u, draws, words.w[kGrowthWord], saturated);
+  block = packed_block<MomentFormat::kNvfp4>(codes, block.scale);
 }
 
 // One element of a dense weight; `word` is read for 16-bit weights.

@@ -1,5 +1,6 @@
 // What one element, one block of 16 or one row of ops/adamw.h goes through, in terms of ops/adamw_math.h: the formulas
-// that the CPU's rows (adamw_moments.h, adamw_rows.h) and CUDA's (adamw.cu) put together, each in its own loops.
+// that the CPU's rows (adamw_moments.h, adamw_rows.h) and CUDA's (adamw.cu) put together, each in its own loops; what
+// packed moments and NVFP4 weights go through is in ops/adamw_packed.h.
 #pragma once
 
 #include "ops/adamw.h"
@@ -11,32 +12,19 @@ QN_ADAMW_FN bool is_packed(MomentFormat format) {
   return format == MomentFormat::kNvfp4 || format == MomentFormat::kInt8;
 }
 
-// --- Moments of one element -----------------------------------------------------------------------------------------
-
-constexpr float kSmallestV = 0x1p-80f, kLargestV = 0x1p110f;
+// --- Plain moments of one element -----------------------------------------------------------------------------------
 
 struct MomentRates {
   float a, b, eps, gradient_scale;
-  float clip;         // bounds |u|
-  float least, most;  // packed moments keep v in the range of their octaves
 };
-QN_ADAMW_FN MomentRates moment_rates(const AdamwArgs& args) {
-  const bool packed = is_packed(args.moments);
-  return {args.a,
-          args.b,
-          args.eps,
-          args.gradient_scale,
-          packed ? kUpdateClip : 3e38f,
-          packed ? kSmallestV : 0.0f,
-          packed ? kLargestV : 3e38f};
-}
+QN_ADAMW_FN MomentRates moment_rates(const AdamwArgs& args) { return {args.a, args.b, args.eps, args.gradient_scale}; }
 
 // m and v in and out; returns u.
 QN_ADAMW_FN float step_moments(float& m, float& v, float g, const MomentRates& rates) {
   const float scaled = g * rates.gradient_scale;
   m += rates.a * (scaled - m);
-  v = smaller(larger(v + rates.b * (scaled * scaled - v), rates.least), rates.most);
-  return smaller(larger(m / (square_root(v) + rates.eps), -rates.clip), rates.clip);
+  v += rates.b * (scaled * scaled - v);
+  return m / (square_root(v) + rates.eps);
 }
 
 // --- Dense weights --------------------------------------------------------------------------------------------------
@@ -84,60 +72,22 @@ QN_ADAMW_FN int8_t linear_int8(float x, float divisor, uint32_t word) {
 constexpr int kOctaves = 10;  // second-moment scales 2^-6 .. 2^3
 constexpr int kFirstOctave = -6;
 constexpr float kOctavesBelowCentre = 12.0f;  // v is stored as at least 2^(centre − 12)
-constexpr float kFreshCentre = -80.0f;        // of a row that stored nothing yet
+constexpr float kSmallestV = 0x1p-80f, kLargestV = 0x1p110f;
 
 // The scale byte of 2^(kFirstOctave + k): exponent field (kFirstOctave + k + 7), mantissa 0. Zero: nothing stored yet.
 QN_ADAMW_FN uint8_t octave_code(int k) { return static_cast<uint8_t>((kFirstOctave + k + 7) << 3); }
 QN_ADAMW_FN int octave_index(uint8_t code) { return (code >> 3) - 7 - kFirstOctave; }
 
-// The reach of scale k about a row's centre. Comparing values, not logarithms, keeps a stored value inside the scale it
-// was stored with.
-QN_ADAMW_FN float octave_low(float centre, float largest, int k) {
-  return exp2_grid(centre - largest * e4m3_value(octave_code(k)));
-}
-QN_ADAMW_FN float octave_high(float centre, float largest, int k) {
-  return exp2_grid(centre + largest * e4m3_value(octave_code(k)));
-}
-
-// The scale of a block that had `scale` and now spans [smallest, largest]: grows as far as needed; shrinks one octave a
-// step, which loses nothing that was stored. low, high: f32[kOctaves] of the row.
-QN_ADAMW_FN uint8_t next_octave(uint8_t scale, bool fresh, float smallest, float largest, const float* low,
-                                const float* high) {
-  int k = fresh || octave_index(scale) == 0 ? 0 : octave_index(scale) - 1;
-  while (k < kOctaves - 1 && (smallest < low[k] || largest > high[k])) ++k;
-  return octave_code(k);
-}
-
-// Values up to here never saw a gradient and have no say in the row's centre.
-QN_ADAMW_FN float largest_dead(bool fresh, float old_centre) {
-  return larger(2 * kSmallestV, fresh ? 0.0f : exp2_grid(old_centre - kOctavesBelowCentre));
-}
-// A row's centre follows the mean once that has moved by more than an octave.
-QN_ADAMW_FN bool centre_moves(bool fresh, bool any_change, float mean, float old_centre) {
-  return fresh || (any_change && magnitude_of(mean - old_centre) > 1.0f);
-}
-
-// inverse = 1 / S, exact.
-QN_ADAMW_FN uint32_t octave_e2m1(float log2_v, float centre, float inverse, uint32_t word) {
-  const float t = (log2_v - centre) * inverse;
-  return stochastic_e2m1(smaller(magnitude_of(t), 6.0f), word) | ((bits_of(t) >> 28) & 8u);
-}
-QN_ADAMW_FN int32_t octave_int8(float log2_v, float centre, float inverse, uint32_t word) {
-  const float t = smaller(larger((log2_v - centre) * inverse, -127.0f), 127.0f);
-  const int32_t low = static_cast<int32_t>(t + 128.0f) - 128;
-  return low + (rounds_up(t - static_cast<float>(low), word) ? 1 : 0);
-}
-
 // --- Weights in NVFP4 -----------------------------------------------------------------------------------------------
 
 // The E2M1 code of x under a scale that sticky_scale() chose. A zero keeps the sign bit of the old code.
 template <bool kStochastic>
-QN_ADAMW_FN uint32_t sticky_code(float x, uint32_t old_code, float S, float limit, float boost, uint32_t word) {
+QN_ADAMW_FN uint32_t sticky_code(float x, uint32_t old_code, float S, float limit, float boost, uint32_t draw) {
   const float divisor = divisor_of(S), most = S > 0 ? 6.0f : 0.0f;
   const float magnitude = magnitude_of(x);
   const float stretched = magnitude + larger(magnitude - limit, 0.0f) * boost;
   const float a = smaller(stretched / divisor, most);
-  const uint32_t index = kStochastic ? stochastic_e2m1(a, word) : nearest_e2m1(a);
+  const uint32_t index = kStochastic ? rounded_e2m1(a, draw) : nearest_e2m1(a);
   return index | (index == 0 ? old_code & 8u : (bits_of(x) >> 28) & 8u);
 }
 

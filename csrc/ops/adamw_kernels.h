@@ -7,7 +7,7 @@
 namespace qn {
 
 struct AdamwKernels {
-  // scratch f32[4 · (K rounded up to 16)]
+  // scratch f32[2 · (K rounded up to 16)], read for plain moments
   void (*update)(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* result);
   void (*store)(const StoreRowsArgs& args, int64_t row, const float* x);
   void (*load)(const StoreRowsArgs& args, int64_t row, float* x);

@@ -24,6 +24,15 @@ QN_ADAMW_FN float square_root(float value) {
 #endif
 }
 
+// a · b + c, rounded once.
+QN_ADAMW_FN float fused(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return __fmaf_rn(a, b, c);
+#else
+  return __builtin_fmaf(a, b, c);
+#endif
+}
+
 // --- Random rounding ------------------------------------------------------------------------------------------------
 
 // True with probability `fraction` in [0, 1], exactly never at 0 and always at 1: (word / 2^8 + ½) / 2^24 < fraction,
@@ -69,6 +78,20 @@ QN_ADAMW_FN void split_e2m1(float a, uint32_t& index, float& fraction) {
   fraction = steps - static_cast<float>(whole);
   index = static_cast<uint32_t>(whole + first);
 }
+// Where a in [0, 6] lies among the codes: code · 2^22 + the fraction of the way to the next, which is what the bits of
+// a · 2^-126 say, since E2M1 has one bit of mantissa and its subnormals end at 1.
+QN_ADAMW_FN uint32_t e2m1_position(float a) {
+#if defined(__CUDA_ARCH__)
+  return bits_of(a * 0x1p-126f);
+#else
+  // The same without subnormal numbers, which slow CPUs down.
+  return a < 1.0f ? bits_of(a + 1.0f) - 0x3f800000u : bits_of(a) - 0x3f000000u;
+#endif
+}
+// Up exactly when the fraction and a draw of 24 bits carry: with the fraction as probability, never at 0.
+QN_ADAMW_FN uint32_t rounded_e2m1(float a, uint32_t draw) { return (e2m1_position(a) * 4 + draw) >> 24; }
+QN_ADAMW_FN uint32_t e2m1_sign_of(float x) { return (bits_of(x) >> 28) & 8u; }
+
 QN_ADAMW_FN uint32_t stochastic_e2m1(float a, uint32_t word) {
   uint32_t index;
   float fraction;
@@ -121,10 +144,10 @@ QN_ADAMW_FN StickyScale sticky_scale(uint32_t code, float amax, uint32_t word, i
   if (amax > limit) {
     saturated += amax > 6.0f * 448.0f ? 1 : 0;
     if (code >= kLargestScale) return {code, limit, 0.0f};
-    const float growth = (amax - limit) / (6.0f * e4m3_value(code + 1) - limit);
-    if (growth >= 1.0f) return {e4m3_round_up(amax / 6.0f), limit, 0.0f};
-    if (!rounds_up(growth, word)) return {code, limit, 0.0f};
-    return {code + 1, limit, 1.0f / growth - 1.0f};
+    const float excess = amax - limit, span = 6.0f * e4m3_value(code + 1) - limit;
+    if (excess >= span) return {e4m3_round_up(amax / 6.0f), limit, 0.0f};
+    if (!(uniform(word) * span < excess)) return {code, limit, 0.0f};
+    return {code + 1, limit, span / excess - 1.0f};
   }
   return {amax <= 3.0f * S && can_halve(code) ? halved(code) : code, limit, 0.0f};
 }

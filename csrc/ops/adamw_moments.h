@@ -3,8 +3,8 @@
 // or tiles of kTile elements so that any compiler can vectorise them, and every sum has a fixed order.
 #pragma once
 
-#include "ops/adamw_elements.h"
 #include "ops/adamw_kernels.h"
+#include "ops/adamw_packed.h"
 
 // A loop over the 16 elements of a block. Early complete unrolling would hide it from the vectoriser.
 #define QN_BLOCK_LOOP(i) _Pragma("GCC unroll 1") for (int i = 0; i < 16; ++i)
@@ -22,6 +22,7 @@ struct Draw {
 };
 
 // words[i] of elements [element, element + n), n <= kTile.
+template <int kRounds = 10>
 void fill_words(uint32_t* words, const Draw& draw, RandomStream stream, int64_t element, int64_t n) {
   const auto tag = static_cast<uint32_t>(stream) << 24;
   const auto first = static_cast<uint64_t>(element >> 2);
@@ -29,8 +30,8 @@ void fill_words(uint32_t* words, const Draw& draw, RandomStream stream, int64_t 
   alignas(64) uint32_t plane[4][kTile / 4 + 16];
   for (int64_t q = 0; q < quads; ++q) {
     const uint64_t quad = first + static_cast<uint64_t>(q);
-    const PhiloxWords w = philox4x32(static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) | tag,
-                                     draw.parameter, draw.step, draw.seed);
+    const PhiloxWords w = philox4x32<kRounds>(static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) | tag,
+                                              draw.parameter, draw.step, draw.seed);
     for (int k = 0; k < 4; ++k) plane[k][q] = w.w[k];
   }
   if (offset == 0 && n % 4 == 0) {
@@ -75,7 +76,7 @@ const uint8_t* nibble_row(const MomentView& view, int64_t row, int64_t K) {
   return static_cast<const uint8_t*>(view.values) + row * (K / 2);
 }
 
-// --- First moment, and gradients ------------------------------------------------------------------------------------
+// --- Plain moments, and gradients ------------------------------------------------------------------------------------
 
 // x[0, n) of columns [column, column + n); n and column are multiples of 16 for packed formats.
 void load_linear(float* x, MomentFormat format, const MomentView& view, int64_t row, int64_t column, int64_t n,
@@ -154,118 +155,6 @@ void store_linear(MomentFormat format, const MomentView& view, const Draw& draw,
     }
     if (format == MomentFormat::kNvfp4) {
       pack_nibbles(static_cast<uint8_t*>(view.values) + row * (K / 2) + column / 2, codes, n);
-    }
-  }
-}
-
-// --- Second moment --------------------------------------------------------------------------------------------------
-
-void load_octaves(float* v, MomentFormat format, const MomentView& view, int64_t row, int64_t column, int64_t n,
-                  int64_t K) {
-  const uint8_t* scales = view.scales + row * (K / 16) + column / 16;
-  const float centre = view.rows[row];
-  alignas(64) uint32_t codes[kTile];
-  if (format == MomentFormat::kNvfp4) unpack_nibbles(codes, nibble_row(view, row, K) + column / 2, n);
-  const int8_t* values = static_cast<const int8_t*>(view.values) + row * K + column;
-  for (int64_t b = 0; b < n / 16; ++b) {
-    float* to = v + 16 * b;
-    const float S = e4m3_value(scales[b]);
-    if (scales[b] == 0) {
-      QN_BLOCK_LOOP(i) to[i] = 0.0f;
-    } else if (format == MomentFormat::kNvfp4) {
-      QN_BLOCK_LOOP(i) to[i] = exp2_grid(centre + e2m1_value(codes[16 * b + i]) * S);
-    } else {
-      QN_BLOCK_LOOP(i) to[i] = exp2_grid(centre + static_cast<float>(static_cast<int32_t>(values[16 * b + i])) * S);
-    }
-  }
-}
-
-// Rounded stochastically in octaves, so that the average of log v is kept: then v settles where the average of 1/v,
-// hence the size of the update, is that of exact moments (docs/numerics.md). v becomes what was stored.
-void store_octaves_block(uint32_t* codes, float* v, const float* log2_v, float centre, float S, const uint32_t* words) {
-  const float inverse = 1.0f / S;  // exact: S is a power of two
-  QN_BLOCK_LOOP(i) {
-    const uint32_t code = octave_e2m1(log2_v[i], centre, inverse, words[i]);
-    codes[i] = code;
-    v[i] = exp2_grid(centre + e2m1_value(code) * S);
-  }
-}
-void store_octaves_block(int8_t* values, float* v, const float* log2_v, float centre, float S, const uint32_t* words) {
-  const float inverse = 1.0f / S;
-  QN_BLOCK_LOOP(i) {
-    const int32_t q = octave_int8(log2_v[i], centre, inverse, words[i]);
-    values[i] = static_cast<int8_t>(q);
-    v[i] = exp2_grid(centre + static_cast<float>(q) * S);
-  }
-}
-
-// The mean of log2 v over the elements that ever saw a gradient, in 16 lanes; `fallback` when there are none.
-float live_mean(const float* v, const float* log2_v, int64_t K, float dead, float fallback) {
-  alignas(64) float sum[16] = {};
-  alignas(64) int32_t count[16] = {};
-  for (int64_t b = 0; b < K / 16; ++b) {
-    QN_BLOCK_LOOP(i) {
-      const bool live = v[16 * b + i] > dead;
-      sum[i] += live ? log2_v[16 * b + i] : 0.0f;
-      count[i] += live ? 1 : 0;
-    }
-  }
-  double total = 0;
-  int64_t elements = 0;
-  for (int i = 0; i < 16; ++i) {
-    total += sum[i];
-    elements += count[i];
-  }
-  return elements ? static_cast<float>(total / static_cast<double>(elements)) : fallback;
-}
-
-// v f32[K] becomes what is stored; log2_v is scratch f32[K]. changed[b] says whether block b's values differ from the
-// stored ones; a row without any change keeps every bit.
-void store_octaves(MomentFormat format, const MomentView& view, const Draw& draw, int64_t row, float* v, float* log2_v,
-                   const uint8_t* changed, int64_t K) {
-  uint8_t* scales = view.scales + row * (K / 16);
-  for (int64_t i = 0; i < K; ++i) log2_v[i] = log2_near(v[i]);
-  const bool fresh = scales[0] == 0;
-  const float old_centre = fresh ? kFreshCentre : view.rows[row];
-  const float dead = largest_dead(fresh, old_centre);
-  const float mean = live_mean(v, log2_v, K, dead, old_centre);
-  int32_t any_change = 0;
-  for (int64_t b = 0; b < K / 16; ++b) any_change |= changed[b];
-  const bool moved = centre_moves(fresh, any_change != 0, mean, old_centre);
-  const float centre = moved ? nearest_quarter(mean) : old_centre;
-  view.rows[row] = centre;
-
-  float low[kOctaves], high[kOctaves];
-  for (int k = 0; k < kOctaves; ++k) {
-    low[k] = octave_low(centre, largest_code(format), k);
-    high[k] = octave_high(centre, largest_code(format), k);
-  }
-  const float floor = exp2_grid(centre - kOctavesBelowCentre), log2_floor = centre - kOctavesBelowCentre;
-  alignas(64) uint32_t words[kTile + 16], codes[16];
-  for (int64_t column = 0; column < K; column += kTile) {
-    const int64_t n = K - column < kTile ? K - column : kTile;
-    fill_words(words, draw, RandomStream::kSecondMoment, row * K + column, n);
-    for (int64_t b = column / 16; b < (column + n) / 16; ++b) {
-      float *value = v + 16 * b, *log2_value = log2_v + 16 * b;
-      int32_t least = 0x7fffffff, most = 0;
-      QN_BLOCK_LOOP(i) {
-        value[i] = larger(value[i], floor);
-        log2_value[i] = larger(log2_value[i], log2_floor);
-        const auto bits = static_cast<int32_t>(bits_of(value[i]));
-        least = bits < least ? bits : least;
-        most = bits > most ? bits : most;
-      }
-      if (!moved && !changed[b]) continue;
-      const float smallest = float_of(static_cast<uint32_t>(least)), largest = float_of(static_cast<uint32_t>(most));
-      scales[b] = next_octave(scales[b], fresh, smallest, largest, low, high);
-      const float S = e4m3_value(scales[b]);
-      const uint32_t* bits = words + 16 * b - column;
-      if (format == MomentFormat::kNvfp4) {
-        store_octaves_block(codes, value, log2_value, centre, S, bits);
-        pack_nibbles(static_cast<uint8_t*>(view.values) + row * (K / 2) + 8 * b, codes, 16);
-      } else {
-        store_octaves_block(static_cast<int8_t*>(view.values) + row * K + 16 * b, value, log2_value, centre, S, bits);
-      }
     }
   }
 }

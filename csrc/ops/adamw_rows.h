@@ -2,6 +2,8 @@
 // which compile the same statements for their instruction set and export kAdamwRows.
 #pragma once
 
+#include <cstring>
+
 #include "ops/adamw_moments.h"
 
 namespace qn {
@@ -48,164 +50,179 @@ void step_dense(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, c
   for (int64_t i = 0; i < n; ++i) x[i] = stochastic_f16(stepped(f16_value(x[i]), keep, rate, u[i]), words[i]);
 }
 
-// Rounds x[16] onto the grid of a sticky scale. codes in: the old ones (zeros keep their sign bit), out: the new ones.
-template <bool kStochastic>
-void sticky_block(uint32_t* codes, uint8_t* scale, const float* x, uint32_t growth_word, const uint32_t* words,
-                  int32_t& saturated) {
-  const StickyScale next = sticky_scale(*scale, block_amax(x), growth_word, saturated);
-  *scale = static_cast<uint8_t>(next.code);
-  const float S = e4m3_value(next.code), limit = next.limit, boost = kStochastic ? next.boost : 0.0f;
-  QN_BLOCK_LOOP(i) {
-    codes[i] = sticky_code<kStochastic>(x[i], codes[i], S, limit, boost, kStochastic ? words[i] : 0u);
-  }
-}
-
 int32_t count_changes(const uint32_t* codes, const uint32_t* before) {
   int32_t changes = 0;
   QN_BLOCK_LOOP(i) changes += codes[i] != before[i] ? 1 : 0;
   return changes;
 }
 
-// The values that the update starts from, in units of the global scale.
-void load_base(float* base, const AdamwArgs& args, const uint32_t* codes, const uint8_t* scales, int64_t row,
-               int64_t column, int64_t n) {
-  const int64_t at = row * args.K + column;
+// The draws of one block of 16, from its words.
+struct BlockDraws {
+  alignas(64) uint32_t weight[16], first[16], second[16];
+  uint32_t growth, residual_growth;
+
+  explicit BlockDraws(const uint32_t* words) : growth(words[kGrowthWord]), residual_growth(words[kResidualGrowthWord]) {
+    // The halves and bytes of little-endian words, as weight_draw() and the others take them.
+    uint16_t halves[16];
+    uint8_t bytes[32];
+    std::memcpy(halves, words, sizeof halves);
+    std::memcpy(bytes, words + 8, sizeof bytes);
+    const uint32_t below_weight = words[12] & 0xffu, below_first = words[0] & 0xffffu,
+                   below_second = words[4] & 0xffffu;
+    QN_BLOCK_LOOP(i) weight[i] = static_cast<uint32_t>(halves[i]) << 8 | below_weight;
+    QN_BLOCK_LOOP(i) first[i] = static_cast<uint32_t>(bytes[i]) << 16 | below_first;
+    QN_BLOCK_LOOP(i) second[i] = static_cast<uint32_t>(bytes[16 + i]) << 16 | below_second;
+  }
+};
+
+// The 16 values at element `at` that the update starts from, in units of the global scale.
+void load_base(float* base, const AdamwArgs& args, const uint32_t* codes, uint8_t scale, const uint32_t* residual,
+               int64_t at) {
   if (args.mode == WeightMode::kFp32) {
     const float* master = static_cast<const float*>(args.master) + at;
-    for (int64_t i = 0; i < n; ++i) base[i] = master[i];
+    QN_BLOCK_LOOP(i) base[i] = master[i];
     return;
   }
   if (args.mode == WeightMode::kBf16) {
     const uint16_t* master = static_cast<const uint16_t*>(args.master) + at;
-    for (int64_t i = 0; i < n; ++i) base[i] = bf16_value(master[i]);
+    QN_BLOCK_LOOP(i) base[i] = bf16_value(master[i]);
     return;
   }
-  for (int64_t b = 0; b < n / 16; ++b) {
-    const float S = e4m3_value(scales[b]);
-    QN_BLOCK_LOOP(i) base[16 * b + i] = e2m1_value(codes[16 * b + i]) * S;
-  }
-  if (args.mode != WeightMode::kNvfp4Residual) return;
-  alignas(64) uint32_t residual[kTile];
-  unpack_nibbles(residual, args.residual_codes + at / 2, n);
-  for (int64_t b = 0; b < n / 16; ++b) {
-    const float S = e4m3_value(args.residual_scales[at / 16 + b]) * kResidualUnit;
-    QN_BLOCK_LOOP(i) base[16 * b + i] += e2m1_value(residual[16 * b + i]) * S;
-  }
+  const float S = e4m3_value(scale), rest = e4m3_value(args.residual_scales[at / 16]) * kResidualUnit;
+  QN_BLOCK_LOOP(i) base[i] = e2m1_value(codes[i]) * S + e2m1_value(residual[i]) * rest;
 }
 
-void store_master(const AdamwArgs& args, int64_t at, int64_t n, float* x, const uint32_t* words) {
+void store_master(const AdamwArgs& args, int64_t at, float* x, const uint32_t* draws) {
   if (args.mode == WeightMode::kFp32) {
     float* master = static_cast<float*>(args.master) + at;
-    for (int64_t i = 0; i < n; ++i) master[i] = x[i];
+    QN_BLOCK_LOOP(i) master[i] = x[i];
   } else if (args.mode == WeightMode::kBf16) {
     uint16_t* master = static_cast<uint16_t*>(args.master) + at;
-    for (int64_t i = 0; i < n; ++i) {
-      master[i] = stochastic_bf16(x[i], words[i]);
+    QN_BLOCK_LOOP(i) {
+      master[i] = stochastic_bf16(x[i], draws[i] << 8);
       x[i] = bf16_value(master[i]);
     }
   }
 }
 
-void step_residual_block(const AdamwArgs& args, int64_t at, const float* x, const uint32_t* codes, uint8_t scale,
-                         uint32_t growth_word, const uint32_t* words, int32_t& saturated) {
-  alignas(64) float rest[16];
+// Codes that are the nearest of a master, or of what codes and residual together hold.
+void step_nearest(const AdamwArgs& args, int64_t at, uint32_t* codes, uint8_t& scale, const float* u,
+                  const BlockDraws& draws, int32_t& saturated) {
+  const bool with_residual = args.mode == WeightMode::kNvfp4Residual;
+  alignas(64) float base[16], x[16];
   alignas(64) uint32_t residual[16];
+  if (with_residual) unpack_nibbles(residual, args.residual_codes + at / 2, 16);
+  load_base(base, args, codes, scale, residual, at);
+  QN_BLOCK_LOOP(i) x[i] = base[i] * args.keep - args.rate * u[i];
+  store_master(args, at, x, draws.weight);
+  int32_t moved = 0;
+  QN_BLOCK_LOOP(i) moved |= x[i] != base[i] ? 1 : 0;
+  if (moved == 0) return;
+  sticky_block<false>(codes, scale, x, nullptr, draws.growth, saturated);
+  if (!with_residual) return;
   const float S = e4m3_value(scale);
-  QN_BLOCK_LOOP(i) rest[i] = (x[i] - e2m1_value(codes[i]) * S) * (1 / kResidualUnit);
-  unpack_nibbles(residual, args.residual_codes + at / 2, 16);
-  sticky_block<true>(residual, args.residual_scales + at / 16, rest, growth_word, words, saturated);
+  QN_BLOCK_LOOP(i) x[i] = (x[i] - e2m1_value(codes[i]) * S) * (1 / kResidualUnit);
+  sticky_block<true>(residual, args.residual_scales[at / 16], x, draws.weight, draws.residual_growth, saturated);
   pack_nibbles(args.residual_codes + at / 2, residual, 16);
 }
 
-// words[2b], words[2b + 1]: the draws of block b's weight scale and residual scale, which are words 0 and 1 of the
-// block's first quad in the growth stream.
-void fill_growth_words(uint32_t* words, const Draw& draw, int64_t element, int64_t n) {
-  const auto tag = static_cast<uint32_t>(RandomStream::kScaleGrowth) << 24;
-  const auto first = static_cast<uint64_t>(element >> 2);
-  for (int64_t b = 0; b < n / 16; ++b) {
-    const uint64_t quad = first + 4 * static_cast<uint64_t>(b);
-    const PhiloxWords w = philox4x32(static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) | tag,
-                                     draw.parameter, draw.step, draw.seed);
-    words[2 * b] = w.w[0];
-    words[2 * b + 1] = w.w[1];
-  }
-}
-
-void step_nvfp4(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, const float* u, uint32_t* words,
+// words: those of the tile's blocks in the stream kPacked.
+void step_nvfp4(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, const float* u, const uint32_t* words,
                 AdamwRow* result) {
   const int64_t at = row * args.K + column;
-  const Draw draw{args.seed, args.parameter, args.step};
   uint8_t *bytes = args.codes + at / 2, *scales = args.scales + at / 16;
-  alignas(64) uint32_t codes[kTile], before[kTile], growth[kTile / 4 + 16];
-  alignas(64) float base[kTile], x[kTile];
+  alignas(64) uint32_t codes[kTile], before[kTile];
   unpack_nibbles(codes, bytes, n);
   for (int64_t i = 0; i < n; ++i) before[i] = codes[i];
-  load_base(base, args, codes, scales, row, column, n);
-  for (int64_t i = 0; i < n; ++i) x[i] = base[i] * args.keep - args.rate * u[i];
-  fill_growth_words(growth, draw, at, n);
-  const bool residual = args.mode == WeightMode::kNvfp4Residual;
-  if (args.mode != WeightMode::kFp32) {
-    fill_words(words, draw, residual ? RandomStream::kResidual : RandomStream::kWeight, at, n);
-  }
-  store_master(args, at, n, x, words);
-  int32_t changed_codes = 0, saturated = 0;
   for (int64_t b = 0; b < n / 16; ++b) {
-    int32_t moved = 0;
-    QN_BLOCK_LOOP(i) moved |= x[16 * b + i] != base[16 * b + i] ? 1 : 0;
-    if (!moved) continue;
+    const BlockDraws draws(words + 16 * b);
     uint32_t* block = codes + 16 * b;
     if (args.mode == WeightMode::kNvfp4) {
-      sticky_block<true>(block, scales + b, x + 16 * b, growth[2 * b], words + 16 * b, saturated);
+      step_weights(args, block, scales[b], u + 16 * b, draws.weight, draws.growth, result->saturated);
     } else {
-      sticky_block<false>(block, scales + b, x + 16 * b, growth[2 * b], nullptr, saturated);
+      step_nearest(args, at + 16 * b, block, scales[b], u + 16 * b, draws, result->saturated);
     }
-    changed_codes += count_changes(block, before + 16 * b);
-    if (residual) {
-      step_residual_block(args, at + 16 * b, x + 16 * b, block, scales[b], growth[2 * b + 1], words + 16 * b,
-                          saturated);
-    }
+    result->changed_codes += count_changes(block, before + 16 * b);
   }
   pack_nibbles(bytes, codes, n);
-  result->changed_codes += changed_codes;
-  result->saturated += saturated;
 }
 
-// --- The row --------------------------------------------------------------------------------------------------------
+// --- Packed moments --------------------------------------------------------------------------------------------------
 
-// Notes which blocks of v differ from `before` once raised to the row's floor.
-void note_changes(uint8_t* changed, const float* v, const float* before, float floor, int64_t n) {
-  for (int64_t b = 0; b < n / 16; ++b) {
-    int32_t moved = 0;
-    QN_BLOCK_LOOP(i) moved |= larger(v[16 * b + i], floor) != before[16 * b + i] ? 1 : 0;
-    changed[b] = static_cast<uint8_t>(moved);
+template <MomentFormat kFormat>
+void load_codes(uint32_t* codes, const MomentView& view, int64_t at, int64_t n) {
+  if constexpr (kFormat == MomentFormat::kNvfp4) {
+    unpack_nibbles(codes, static_cast<const uint8_t*>(view.values) + at / 2, n);
+  } else {
+    const int8_t* from = static_cast<const int8_t*>(view.values) + at;
+    for (int64_t i = 0; i < n; ++i) codes[i] = static_cast<uint32_t>(static_cast<int32_t>(from[i]));
+  }
+}
+template <MomentFormat kFormat>
+void store_codes(const MomentView& view, const uint32_t* codes, int64_t at, int64_t n) {
+  if constexpr (kFormat == MomentFormat::kNvfp4) {
+    pack_nibbles(static_cast<uint8_t*>(view.values) + at / 2, codes, n);
+  } else {
+    int8_t* to = static_cast<int8_t*>(view.values) + at;
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<int8_t>(codes[i]);
   }
 }
 
-void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* result) {
-  const int64_t K = args.K, padded = (K + 15) / 16 * 16;
-  const float* g = args.g + (row - args.row_begin) * K;
+// The centre of a row whose first gradient this is, and how many elements it says anything about.
+CentreSum fresh_sum(const PackedRow& row, const float* g, int64_t K) {
+  CentreSum sum;
+  for (int64_t i = 0; i < K; ++i) {
+    const float v = fresh_element(row, g[i]).v;
+    sum.eighths += v > kLargestDead ? fresh_eighths(v) : 0;
+    sum.live += v > kLargestDead ? 1 : 0;
+  }
+  return sum;
+}
+
+// A row without any gradient yet stays as it is.
+template <MomentFormat kFormat>
+void update_packed_row(const AdamwArgs& args, int64_t row, const float* g, AdamwRow* result) {
+  const int64_t K = args.K;
   const Draw draw{args.seed, args.parameter, args.step};
-  const bool packed = is_packed(args.moments);
-  float *m = scratch, *v = scratch + padded, *log2_v = scratch + 2 * padded;
-  auto* changed = reinterpret_cast<uint8_t*>(scratch + 3 * padded);
-  alignas(64) float u[kTile], before[kTile];
-  alignas(64) uint32_t words[kTile + 16];
-  const float floor = packed ? exp2_grid(args.v.rows[row] - kOctavesBelowCentre) : 0.0f;
-  *result = {};
+  uint8_t *m_scales = args.m.scales + row * (K / 16), *v_scales = args.v.scales + row * (K / 16);
+  const PackedRow constants = packed_row(args, args.v.rows[row], args.m.rows[row]);
+  const bool fresh = v_scales[0] == 0;
+  CentreSum sum;
+  if (fresh) sum = fresh_sum(constants, g, K);
+  const float centre = sum.live > 0 ? fresh_centre(sum.eighths, sum.live) : 0.0f;
+  const bool stores = !fresh || sum.live > 0;
+  alignas(64) uint32_t words[kTile + 16], m[kTile], v[kTile];
+  alignas(64) float u[kTile];
   for (int64_t column = 0; column < K; column += kTile) {
-    const int64_t n = tile_columns(K, column);
-    load_linear(m + column, args.moments, args.m, row, column, n, K);
-    if (packed) {
-      load_octaves(v + column, args.moments, args.v, row, column, n, K);
-      for (int64_t i = 0; i < n; ++i) {
-        before[i] = v[column + i];
-        m[column + i] *= square_root(before[i]);  // stored in units of √v
+    const int64_t n = tile_columns(K, column), at = row * K + column;
+    fill_words<7>(words, draw, RandomStream::kPacked, at, n);
+    load_codes<kFormat>(m, args.m, at, n);
+    load_codes<kFormat>(v, args.v, at, n);
+    for (int64_t b = 0; b < n / 16; ++b) {
+      const int64_t block = column / 16 + b;
+      const BlockDraws draws(words + 16 * b);
+      const float* from = g + 16 * block;
+      if (!fresh) {
+        if (args.b != 0) add_block<kFormat>(sum, v + 16 * b, e4m3_value(v_scales[block]));
+        step_packed_moments<kFormat>(constants, m + 16 * b, m_scales[block], v + 16 * b, v_scales[block], from,
+                                     u + 16 * b, draws.first, draws.second);
+        continue;
       }
-    } else {
-      load_linear(v + column, args.moments, args.v, row, column, n, K);
+      alignas(64) float fresh_m[16], fresh_v[16];
+      QN_BLOCK_LOOP(i) {
+        const FreshElement e = fresh_element(constants, from[i]);
+        fresh_m[i] = e.m;
+        fresh_v[i] = e.v;
+        u[16 * b + i] = e.u;
+      }
+      if (!stores) continue;
+      store_fresh<kFormat>(m + 16 * b, m_scales[block], v + 16 * b, v_scales[block], centre, fresh_m, fresh_v,
+                           draws.first, draws.second);
     }
-    moments_step(m + column, v + column, u, g + column, n, args);
-    if (packed) note_changes(changed + column / 16, v + column, before, floor, n);
+    if (stores) {
+      store_codes<kFormat>(args.m, m, at, n);
+      store_codes<kFormat>(args.v, v, at, n);
+    }
     result->update_squares += row_squares(u, n);
     if (args.storage == Storage::kNvfp4) {
       step_nvfp4(args, row, column, n, u, words, result);
@@ -213,13 +230,50 @@ void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* re
       step_dense(args, row, column, n, u, words);
     }
   }
-  if (packed) {
-    store_octaves(args.moments, args.v, draw, row, v, log2_v, changed, K);
-    for (int64_t i = 0; i < K; ++i) m[i] /= square_root(v[i]);
-  } else {
-    store_linear(args.moments, args.v, draw, RandomStream::kSecondMoment, row, v, K);
+  if (!stores) return;
+  args.m.rows[row] = kMomentLevel;
+  if (fresh) {
+    args.v.rows[row] = centre;
+  } else if (args.b != 0) {
+    args.v.rows[row] = next_row(constants, sum.eighths, sum.live);
   }
+}
+
+// --- The row --------------------------------------------------------------------------------------------------------
+
+void update_plain_row(const AdamwArgs& args, int64_t row, const float* g, float* scratch, AdamwRow* result) {
+  const int64_t K = args.K, padded = (K + 15) / 16 * 16;
+  const Draw draw{args.seed, args.parameter, args.step};
+  float *m = scratch, *v = scratch + padded;
+  alignas(64) float u[kTile];
+  alignas(64) uint32_t words[kTile + 16];
+  for (int64_t column = 0; column < K; column += kTile) {
+    const int64_t n = tile_columns(K, column);
+    load_linear(m + column, args.moments, args.m, row, column, n, K);
+    load_linear(v + column, args.moments, args.v, row, column, n, K);
+    moments_step(m + column, v + column, u, g + column, n, args);
+    result->update_squares += row_squares(u, n);
+    if (args.storage == Storage::kNvfp4) {
+      fill_words<7>(words, draw, RandomStream::kPacked, row * K + column, n);
+      step_nvfp4(args, row, column, n, u, words, result);
+    } else {
+      step_dense(args, row, column, n, u, words);
+    }
+  }
+  store_linear(args.moments, args.v, draw, RandomStream::kSecondMoment, row, v, K);
   store_linear(args.moments, args.m, draw, RandomStream::kFirstMoment, row, m, K);
+}
+
+void update_row(const AdamwArgs& args, int64_t row, float* scratch, AdamwRow* result) {
+  const float* g = args.g + (row - args.row_begin) * args.K;
+  *result = {};
+  if (args.moments == MomentFormat::kNvfp4) {
+    update_packed_row<MomentFormat::kNvfp4>(args, row, g, result);
+  } else if (args.moments == MomentFormat::kInt8) {
+    update_packed_row<MomentFormat::kInt8>(args, row, g, result);
+  } else {
+    update_plain_row(args, row, g, scratch, result);
+  }
 }
 
 void store_row(const StoreRowsArgs& args, int64_t row, const float* x) {

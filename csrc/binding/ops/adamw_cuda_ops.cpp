@@ -2,7 +2,7 @@
 //
 //   adamwCuda({ … }) → { updateSquares, changedCodes, saturated }; a g that is a Uint16Array is bf16
 //   rowSquaresCuda(g f32 or bf16 [N, K], K) → f64[N]
-//   adamwCudaTime({ N, K, mode, bf16 }, iterations) → { microseconds, copyMicroseconds, copyBytes }
+//   adamwCudaTime({ N, K, mode, bf16, b }, iterations) → { microseconds, copyMicroseconds, copyBytes }
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -173,10 +173,16 @@ struct TimedParameter {
     return on_device(halves.data(), count * 2);
   }
 
-  void step(int64_t t) {
+  // Step t (from 0) with the gradient of `other`.
+  void step(int64_t t, const TimedParameter& other, float b) {
+    if (args.g_bf16 != nullptr) {
+      args.g_bf16 = other.g.as<uint16_t>();
+    } else {
+      args.g = other.g.as<float>();
+    }
     args.step = static_cast<uint32_t>(t + 1);
     args.a = t == 0 ? 1.0f : 0.1f;
-    args.b = t == 0 ? 1.0f : 0.001f;
+    args.b = t == 0 ? 1.0f : b;
     adamw_cuda(rows.as<AdamwRow>(), args, nullptr);
   }
 };
@@ -193,10 +199,16 @@ Napi::Value adamw_time(const Napi::CallbackInfo& info) {
   std::vector<std::unique_ptr<TimedParameter>> parameters;
   for (int64_t i = 0; i < matrices; ++i) {
     parameters.push_back(std::make_unique<TimedParameter>(N, K, mode, bf16, static_cast<uint64_t>(i + 1)));
-    for (int64_t t = 0; t < 4; ++t) parameters.back()->step(t);
   }
-  const double microseconds = cuda_microseconds(
-      integer(info[1]), [&](int64_t i) { parameters[static_cast<size_t>(i % matrices)]->step(4 + i / matrices); });
+  // Gradients go round, so that moments meet others than their own.
+  const auto step = [&](int64_t i, int64_t t, float rate) {
+    parameters[static_cast<size_t>(i % matrices)]->step(t, *parameters[static_cast<size_t>((i + t) % matrices)], rate);
+  };
+  for (int64_t t = 0; t < 8; ++t) {
+    for (int64_t i = 0; i < matrices; ++i) step(i, t, 1 / static_cast<float>(t + 1));
+  }
+  const auto b = static_cast<float>(number_of(o, "b", 0.001));
+  const double microseconds = cuda_microseconds(integer(info[1]), [&](int64_t i) { step(i, 8 + i / matrices, b); });
   const CudaBuffer from(int64_t{1} << 30), to(int64_t{1} << 30);
   const double copy = cuda_microseconds(10, [&](int64_t) { cuda_copy(to.as<void>(), from.as<void>(), to.bytes()); });
   const auto result = Napi::Object::New(info.Env());
