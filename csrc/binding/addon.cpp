@@ -19,6 +19,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   Napi::Object ops = Napi::Object::New(env);
   qn::register_linear_ops(env, ops);
   qn::register_linear_cuda_ops(env, ops);
+  qn::register_linear_w4a4_cuda_ops(env, ops);
   qn::register_gemv_cuda_ops(env, ops);
   qn::register_small_ops(env, ops);
   qn::register_small_cuda_ops(env, ops);

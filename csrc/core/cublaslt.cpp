@@ -60,6 +60,11 @@ struct CublasLt::Plan {
   Descriptor a{api().MatrixLayoutDestroy}, b{api().MatrixLayoutDestroy}, c{api().MatrixLayoutDestroy};
   cublaslt::Algorithm algorithm{};
 
+  void point_at_scales(const MatmulNvfp4& matmul) const {
+    set(desc, cublaslt::kDescAScalePointer, matmul.b_scales);
+    set(desc, cublaslt::kDescBScalePointer, matmul.a_scales);
+  }
+
   void choose(void* handle, int64_t workspace_bytes, const Alignments& align, const std::string& what) {
     Descriptor preference(api().MatmulPreferenceDestroy);
     QN_LT_CHECK(api().MatmulPreferenceCreate(preference.out()));
@@ -136,26 +141,24 @@ void CublasLt::gemm_bf16(const GemmBf16& gemm, CublasWorkspace workspace, CudaSt
 
 const CublasLt::Plan& CublasLt::plan_nvfp4(const MatmulNvfp4& matmul, int64_t workspace_bytes) {
   const Alignments align{alignment(matmul.b_codes), alignment(matmul.a_codes), alignment(matmul.c)};
-  const Key key{1, matmul.M, matmul.N, matmul.K, align.a, align.b, align.c, workspace_bytes,
-                // The descriptor holds the scales' places.
-                reinterpret_cast<int64_t>(matmul.a_scales), reinterpret_cast<int64_t>(matmul.b_scales)};
-  std::lock_guard lock(mutex_);
+  const Key key{1, matmul.M, matmul.N, matmul.K, align.a, align.b, align.c, matmul.c_f32, workspace_bytes};
   if (const auto known = plans_.find(key); known != plans_.end()) return known->second;
   Plan& plan = plans_[key];
   try {
     QN_LT_CHECK(api().MatmulDescCreate(plan.desc.out(), cublaslt::kCompute32F, cublaslt::kR32F));
+    set(plan.desc, cublaslt::kDescPointerMode, cublaslt::kPointerModeDevice);
     // The only form there is: both operands with the depth contiguous.
     set(plan.desc, cublaslt::kDescTransA, cublaslt::kOpT);
     set(plan.desc, cublaslt::kDescTransB, cublaslt::kOpN);
     set(plan.desc, cublaslt::kDescAScaleMode, cublaslt::kScaleVec16Ue4m3);
     set(plan.desc, cublaslt::kDescBScaleMode, cublaslt::kScaleVec16Ue4m3);
-    set(plan.desc, cublaslt::kDescAScalePointer, matmul.b_scales);
-    set(plan.desc, cublaslt::kDescBScalePointer, matmul.a_scales);
+    plan.point_at_scales(matmul);
     const auto depth = static_cast<uint64_t>(matmul.K);
     const auto rows = static_cast<uint64_t>(matmul.N), cols = static_cast<uint64_t>(matmul.M);
     QN_LT_CHECK(api().MatrixLayoutCreate(plan.a.out(), cublaslt::kR4FE2M1, depth, rows, matmul.K));
     QN_LT_CHECK(api().MatrixLayoutCreate(plan.b.out(), cublaslt::kR4FE2M1, depth, cols, matmul.K));
-    QN_LT_CHECK(api().MatrixLayoutCreate(plan.c.out(), cublaslt::kR16BF, rows, cols, matmul.N));
+    const int c_type = matmul.c_f32 ? cublaslt::kR32F : cublaslt::kR16BF;
+    QN_LT_CHECK(api().MatrixLayoutCreate(plan.c.out(), c_type, rows, cols, matmul.N));
     plan.choose(handle_, workspace_bytes, align,
                 "an NVFP4 product [" + std::to_string(matmul.M) + ", " + std::to_string(matmul.N) + "] over " +
                     std::to_string(matmul.K) + " (Blackwell alone has it)");
@@ -168,10 +171,11 @@ const CublasLt::Plan& CublasLt::plan_nvfp4(const MatmulNvfp4& matmul, int64_t wo
 
 void CublasLt::matmul_nvfp4(const MatmulNvfp4& matmul, CublasWorkspace workspace, CudaStream stream) {
   if (matmul.M * matmul.N * matmul.K == 0) return;
+  std::lock_guard lock(mutex_);  // to the end: nobody else may move the plan's scales before the call has read them
   const Plan& plan = plan_nvfp4(matmul, workspace.bytes);
-  const float beta = 0;
-  QN_LT_CHECK(api().Matmul(handle_, plan.desc.get(), &matmul.alpha, matmul.b_codes, plan.a.get(), matmul.a_codes,
-                           plan.b.get(), &beta, matmul.c, plan.c.get(), matmul.c, plan.c.get(), &plan.algorithm,
+  plan.point_at_scales(matmul);
+  QN_LT_CHECK(api().Matmul(handle_, plan.desc.get(), matmul.alpha, matmul.b_codes, plan.a.get(), matmul.a_codes,
+                           plan.b.get(), matmul.beta, matmul.c, plan.c.get(), matmul.c, plan.c.get(), &plan.algorithm,
                            workspace.data, static_cast<size_t>(workspace.bytes), stream));
 }
 

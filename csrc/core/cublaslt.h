@@ -2,7 +2,7 @@
 // compiles without CUDA. Everything is row-major here; cuBLASLt's column-major view of it stays inside.
 //
 //   gemm_bf16      c[M, N] = alpha · op(a) · op(b) (+ c)  bf16 operands, f32 sums, bf16 or f32 result
-//   matmul_nvfp4   c[M, N] = alpha · a · bᵀ               NVFP4 operands, f32 sums, bf16 result; Blackwell only
+//   matmul_nvfp4   c[M, N] = alpha · a · bᵀ + beta · c    NVFP4 operands, f32 sums, bf16 or f32 result; Blackwell only
 //
 // Two runs on one device with the same workspace size give equal bytes: the algorithm is chosen once per shape, and
 // those that add partial sums in a changing order are not allowed.
@@ -39,13 +39,15 @@ struct GemmBf16 {
 
 // Codes row-major, scales in the 128x4 swizzle of to_blocked_scales() (format/nvfp4.h). K % 32 == 0, N % 16 == 0.
 struct MatmulNvfp4 {
-  uint16_t* c;              // out bf16[M, N]
+  void* c;                  // out (in too unless beta is 0) bf16 or f32 [M, N]
   const uint8_t* a_codes;   // in u8[M, K/2], 16-byte aligned
   const uint8_t* a_scales;  // in blocked e4m3 of [M, K/16]
   const uint8_t* b_codes;   // in u8[N, K/2], 16-byte aligned
   const uint8_t* b_scales;  // in blocked e4m3 of [N, K/16]
   int64_t M, N, K;
-  float alpha;  // the product of both global scales
+  bool c_f32;
+  const float* alpha;  // in f32 on the device: the product of both global scales
+  const float* beta;   // in f32 on the device: 0 overwrites whatever c holds, 1 adds to it
 };
 
 // One handle, for the device that is current at construction; calls may come from any thread, one product at a time
@@ -72,10 +74,10 @@ class CublasLt {
   using Key = std::vector<int64_t>;
 
   const Plan& plan_bf16(const GemmBf16& gemm, int64_t workspace_bytes);
-  const Plan& plan_nvfp4(const MatmulNvfp4& matmul, int64_t workspace_bytes);
+  const Plan& plan_nvfp4(const MatmulNvfp4& matmul, int64_t workspace_bytes);  // mutex_ is held
 
   void* handle_ = nullptr;
-  std::mutex mutex_;  // of plans_; a plan never changes once made
+  std::mutex mutex_;  // of plans_; a plan never changes once made, but for the places of NVFP4 scales
   std::map<Key, Plan> plans_;
 };
 

@@ -17,8 +17,10 @@ constexpr int kCompute32F = 68;
 // cublasOperation_t
 constexpr int32_t kOpN = 0, kOpT = 1;
 // cublasLtMatmulDescAttributes_t
-constexpr int kDescTransA = 3, kDescTransB = 4, kDescAScalePointer = 17, kDescBScalePointer = 18;
+constexpr int kDescPointerMode = 2, kDescTransA = 3, kDescTransB = 4, kDescAScalePointer = 17, kDescBScalePointer = 18;
 constexpr int kDescAScaleMode = 31, kDescBScaleMode = 32;
+// cublasLtPointerMode_t: alpha and beta are both on the device
+constexpr int32_t kPointerModeDevice = 1;
 // cublasLtMatmulMatrixScale_t: one UE4M3 scale per 16 elements of the depth
 constexpr int32_t kScaleVec16Ue4m3 = 1;
 // cublasLtMatmulPreferenceAttributes_t

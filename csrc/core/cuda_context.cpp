@@ -104,6 +104,7 @@ CudaContext::CudaContext(int index) : index_(index) {
   cudaDeviceProp properties{};
   QN_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
   name_ = properties.name;
+  capability_ = properties.major * 10 + properties.minor;
   int pools = 0;
   QN_CUDA_CHECK(cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, index));
   if (!pools) fail(Code::kCudaUnavailable, "CUDA cannot be used: %s has no memory pools", name_.c_str());

@@ -49,6 +49,7 @@ class CudaContext {
   CublasLt& blas() { return *blas_; }
   int index() const { return index_; }
   const std::string& name() const { return name_; }
+  int capability() const { return capability_; }  // compute capability, as 90 for 9.0
 
   // Waits for everything launched so far; an error of one of them is thrown here, and cleared.
   void synchronize();
@@ -76,6 +77,7 @@ class CudaContext {
 
   int index_;
   std::string name_;
+  int capability_ = 0;
   Stream stream_;
   std::unique_ptr<CudaMemory> memory_;
   std::unique_ptr<CublasLt> blas_;

@@ -25,13 +25,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 float two_level_global_scale(float amax) {
   if (!std::isfinite(amax) || amax < 0) fail(Code::kNonFiniteWeight, "the largest magnitude of a tensor is %g", amax);
-  if (amax == 0) return 1.0f;
-  // In double the quotient is exact enough to never cross a power of two: 2688 = 21·2^7, and amax / 2688 is a power of
-  // two only if amax = 21·2^k, where the division is exact.
-  int exponent = 0;
-  const double mantissa = std::frexp(static_cast<double>(amax) / (kE4M3Max * kE2M1Max), &exponent);  // in [0.5, 1)
-  const int power = mantissa == 0.5 ? exponent - 1 : exponent;
-  return static_cast<float>(std::ldexp(1.0, power < -126 ? -126 : power));
+  return finite_two_level_global_scale(amax);
 }
 
 void refuse_nonfinite_block(const float* x, int64_t row, int64_t column) {

@@ -215,7 +215,17 @@ struct QuantizeArgs {
 
 // The two-level global scale for a tensor whose largest magnitude is amax: the smallest power of two >= amax / (448·6),
 // and at least 2^-126. A power of two changes no mantissa, so rescaling never re-rounds. amax = 0 gives 1.
+// Error(kNonFiniteWeight) for an amax that is not finite; the second form, for the device, is for those that are.
 float two_level_global_scale(float amax);
+QN_BLOCK_CODE constexpr float finite_two_level_global_scale(float amax) {
+  if (amax == 0) return 1.0f;
+  // 448·6 = 1.3125 · 2^11, and 1.3125 has the mantissa bits 0x280000.
+  const uint32_t bits = __builtin_bit_cast(uint32_t, amax);
+  const int32_t exponent = static_cast<int32_t>(bits >> 23) - 11 + static_cast<int32_t>((bits & 0x7fffffu) > 0x280000u);
+  return __builtin_bit_cast(float, static_cast<uint32_t>(exponent > 1 ? exponent : 1) << 23);
+}
+static_assert(finite_two_level_global_scale(2688.0f) == 1.0f && finite_two_level_global_scale(2688.5f) == 2.0f);
+static_assert(finite_two_level_global_scale(1e-44f) == 0x1p-126f);
 
 // Throws Error(kNonFiniteWeight) naming the first infinity or NaN of x f32[16], which begins at (row, column), if any.
 void refuse_nonfinite_block(const float* x, int64_t row, int64_t column);

@@ -149,9 +149,11 @@ __device__ __noinline__ uint32_t encode_octet_slowly(const In* x, int64_t elemen
 template <typename In>
 __global__ void __launch_bounds__(kThreads)
     quantize_nvfp4_kernel(uint8_t* __restrict__ codes, uint8_t* __restrict__ scales, const In* __restrict__ x,
-                          int64_t blocks, float inverse_global, unsigned long long* first_bad) {
+                          int64_t blocks, float inverse_global, const float* __restrict__ global_scale,
+                          unsigned long long* first_bad) {
   const int64_t block = int64_t{blockIdx.x} * kThreads + threadIdx.x, element = block * kBlockSize;
   if (block >= blocks) return;
+  if (global_scale) inverse_global = 1.0f / *global_scale;
   Octet<In> low, high;
   low.load(x + element);
   high.load(x + element + kLaneValues);
@@ -291,7 +293,7 @@ void quantize(const In* x, const QuantizeArgs& args, uint64_t* first_bad, CudaSt
   } else {
     const int64_t blocks = args.N * (args.K / kBlockSize);
     quantize_nvfp4_kernel<<<grid_of(blocks), kThreads, 0, cuda_stream>>>(args.codes, args.scales, x, blocks,
-                                                                         1.0f / args.global_scale, bad);
+                                                                         1.0f / args.global_scale, nullptr, bad);
   }
   QN_CUDA_CHECK(cudaGetLastError());
 }
@@ -337,6 +339,15 @@ void quantize_nvfp4_cuda(const QuantizeArgs& args, uint64_t* first_bad, CudaStre
 void quantize_nvfp4_bf16_cuda(const uint16_t* x, const QuantizeArgs& args_without_x, uint64_t* first_bad,
                               CudaStream stream) {
   quantize(x, args_without_x, first_bad, stream);
+}
+
+void quantize_nvfp4_bf16_cuda(uint8_t* codes, uint8_t* scales, const uint16_t* x, int64_t N, int64_t K,
+                              const float* global_scale, uint64_t* first_bad, CudaStream stream) {
+  const int64_t blocks = N * (K / kBlockSize);
+  if (blocks == 0) return;
+  quantize_nvfp4_kernel<<<grid_of(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      codes, scales, x, blocks, 0.0f, global_scale, reinterpret_cast<unsigned long long*>(first_bad));
+  QN_CUDA_CHECK(cudaGetLastError());
 }
 
 void amax_cuda(float* amax, uint64_t* first_bad, const float* x, int64_t count, CudaStream stream) {

@@ -38,6 +38,9 @@ void quantize_nvfp4_cuda(const QuantizeArgs& args, uint64_t* first_bad, CudaStre
 // The same of x bf16[N, K]: the bytes of quantize_nvfp4_cuda of x widened to f32.
 void quantize_nvfp4_bf16_cuda(const uint16_t* x, const QuantizeArgs& args_without_x, uint64_t* first_bad,
                               CudaStream stream);
+// The same to nearest by the amax rule, with a global scale, a power of two, that lies on the device.
+void quantize_nvfp4_bf16_cuda(uint8_t* codes, uint8_t* scales, const uint16_t* x, int64_t N, int64_t K,
+                              const float* global_scale, uint64_t* first_bad, CudaStream stream);
 
 // *amax = max(*amax, max |x|) over count elements, a multiple of 8; the caller sets it to 0 before. Not finite, as
 // *first_bad, when an element is not.

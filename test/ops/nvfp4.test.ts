@@ -261,6 +261,30 @@ describe('quantizeNvfp4', () => {
 })
 
 describe('blocked scales', () => {
+  it('lie where NVIDIA draws them: a worked example of [160, 6], two tiles across and two down', () => {
+    const [rows, cols] = [160, 6]
+    const places = [
+      { row: 0, col: 0, byte: 0 },
+      { row: 0, col: 3, byte: 3 },
+      { row: 32, col: 0, byte: 4 }, // the second group of 32 rows, beside the first
+      { row: 1, col: 0, byte: 16 },
+      { row: 37, col: 2, byte: 86 }, // 5 · 16 + 1 · 4 + 2: row 5 of group 1
+      { row: 127, col: 3, byte: 511 }, // the end of the first tile
+      { row: 0, col: 4, byte: 512 }, // the tile to the right
+      { row: 128, col: 0, byte: 1024 }, // the tile below
+      { row: 130, col: 5, byte: 1569 }, // 3 · 512 + 2 · 16 + 0 · 4 + 1: row 2 of group 0 in the last tile
+    ]
+    for (const { row, col, byte } of places) {
+      const scales = new Uint8Array(rows * cols)
+      scales[row * cols + col] = 0x38
+      const blocked = new Uint8Array(4 * 512).fill(255)
+      ops.toBlockedScales!(blocked, scales, rows, cols)
+      const expected = new Uint8Array(4 * 512)
+      expected[byte] = 0x38
+      expect(Buffer.compare(blocked, expected)).toBe(0)
+    }
+  })
+
   it.each([
     [128, 4],
     [300, 10],

@@ -35,6 +35,7 @@ inline float number(const Napi::Value& value) { return value.As<Napi::Number>().
 // One line per file in binding/ops/: adds its functions to `exports.ops`.
 void register_linear_ops(Napi::Env env, Napi::Object ops);
 void register_linear_cuda_ops(Napi::Env env, Napi::Object ops);
+void register_linear_w4a4_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_gemv_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_small_ops(Napi::Env env, Napi::Object ops);
 void register_small_cuda_ops(Napi::Env env, Napi::Object ops);
