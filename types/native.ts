@@ -12,7 +12,7 @@ export interface NativeAddon extends NativeCodec {
   /** One lane, pool and ledger per distinct arguments of a JS environment. `isa` '' is the best available. */
   Device: new (name: string, threads: number, isa: string) => NativeDevice
   /** Parameters have shapes and no memory until load() or initialize(). */
-  Model: new (device: NativeDevice, config: NativeConfig) => NativeModel
+  Model: new (device: NativeDevice, config: NativeConfig, compute: Compute) => NativeModel
   KvCache: new (model: NativeModel, maxTokens: number, dtype: CacheDtype) => NativeKvCache
   Optimizer: new (model: NativeModel, options: NativeOptimizerOptions) => NativeOptimizer
   linearSte(device: NativeDevice, args: NativeLinearSteArgs, cancel?: NativeCancel): Promise<NativeLinearSteOutput>
@@ -146,6 +146,7 @@ export interface NativeFoldedResidual {
 /** The stored forms of a parameter: `dense` is [rows, cols] in its storage, the others are of an NVFP4 matrix. */
 export type NativeParameterPart = 'dense' | 'codes' | 'scales' | 'residualCodes' | 'residualScales'
 
+export type Compute = 'w4a16' | 'w4a4'
 export type CacheDtype = 'fp32' | 'fp16' | 'bf16'
 export type Recompute = 'all' | 'cheap' | 'none'
 export type GradientStorage = 'fp32' | 'bf16' | 'nvfp4'

@@ -1,9 +1,9 @@
 /** Options of the public functions. Defaults are in the comments; numbers say their unit and range. */
 import type { Qwen3Config } from './config'
-import type { CacheDtype, GradientStorage, Moments, OptimizerWeights, Recompute } from './native'
+import type { CacheDtype, Compute, GradientStorage, Moments, OptimizerWeights, Recompute } from './native'
 import type { Storage } from './tensor'
 
-export type { CacheDtype, GradientStorage, Moments, OptimizerWeights, Recompute }
+export type { CacheDtype, Compute, GradientStorage, Moments, OptimizerWeights, Recompute }
 
 export interface DeviceOptions {
   /** Where to compute: 'cpu', or 'cuda:N'. Never replaced silently by another. Default: 'cpu'. */
@@ -12,7 +12,18 @@ export interface DeviceOptions {
   threads?: number
 }
 
-export interface LoadOptions extends DeviceOptions {
+export interface ComputeOptions extends DeviceOptions {
+  /**
+   * What forward passes multiply NVFP4 weights with: activations as they are, or with 'w4a4' rounded to NVFP4 too, on the
+   * FP4 tensor cores of Blackwell, where more than 8 tokens are computed at once. That is off by about 10 % (RMS) in
+   * every product, and it has not run on such hardware yet. A device below compute capability 10.0 is refused
+   * (UNSUPPORTED), and so are weights [N, K] with N no multiple of 16 or K of 32. `loss`, `trainStep` and passes with
+   * `gradient` compute as 'w4a16' always. Default: 'w4a16'.
+   */
+  compute?: Compute
+}
+
+export interface LoadOptions extends ComputeOptions {
   /** Directory with config.json when it is not beside the .dat file. Default: the directory of the file. */
   modelDir?: string
   /** The configuration, when there is no config.json. Default: read from modelDir. */
@@ -36,7 +47,7 @@ export interface LoadOptions extends DeviceOptions {
   onProgress?: (progress: { doneBytes: number; totalBytes: number }) => void
 }
 
-export interface InitializeOptions extends DeviceOptions {
+export interface InitializeOptions extends ComputeOptions {
   /** Seed of the random weights, 0 to 2^64 − 1. The same seed gives the same bytes everywhere. Default: 0. */
   seed?: number | bigint
   /** Standard deviation of embeddings and projections, above 0. Norms are 1. Default: 0.02. */

@@ -14,7 +14,8 @@
 namespace qn {
 
 struct ModelState {
-  ModelState(std::shared_ptr<Device> device, const ModelConfig& config) : model(std::move(device), config) {}
+  ModelState(std::shared_ptr<Device> device, const ModelConfig& config, Compute compute)
+      : model(std::move(device), config, compute) {}
 
   // JS thread.
   void require_alive(const char* object) const {

@@ -25,6 +25,16 @@ ModelConfig config_of(const Napi::Value& value) {
   return config;
 }
 
+namespace {
+
+Compute compute_of(const std::string& name) {
+  if (name == "w4a16") return Compute::kW4A16;
+  if (name == "w4a4") return Compute::kW4A4;
+  fail(Code::kInvalidArgument, "Expected 'w4a16' | 'w4a4' for compute but received '%s'", name.c_str());
+}
+
+}  // namespace
+
 Napi::Function NativeModel::define(Napi::Env env) {
   return DefineClass(
       env, kName,
@@ -44,8 +54,10 @@ Napi::Function NativeModel::define(Napi::Env env) {
 
 NativeModel::NativeModel(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   info.This().As<Napi::Object>().TypeTag(&kTag);
-  guarded(info.Env(),
-          [&] { state_ = std::make_shared<ModelState>(unwrap<NativeDevice>(info[0]).device(), config_of(info[1])); });
+  guarded(info.Env(), [&] {
+    state_ = std::make_shared<ModelState>(unwrap<NativeDevice>(info[0]).device(), config_of(info[1]),
+                                          compute_of(string_of(info[2])));
+  });
 }
 
 // A model that was never disposed: let the lane free it, behind the jobs that still use it, instead of the JS thread.

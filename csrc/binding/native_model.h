@@ -19,7 +19,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   static constexpr napi_type_tag kTag = {0x9b1c5b0c54d74c71, 0x8f2be1d1a7a3e006};
   static constexpr const char* kName = "Model";
   static Napi::Function define(Napi::Env env);
-  // (device, config)
+  // (device, config, 'w4a16' | 'w4a4')
   explicit NativeModel(const Napi::CallbackInfo& info);
   void Finalize(Napi::BasicEnv env) override;
 

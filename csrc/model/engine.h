@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "core/device.h"
+#include "model/compute.h"
 #include "model/kv_cache.h"
 #include "model/parameter.h"
 #include "ops/adamw.h"
@@ -181,9 +182,10 @@ class Engine {
   int64_t activation_bytes_;
 };
 
-// One per job and device; on CUDA it holds scratch that grows with the products it was asked for.
-std::unique_ptr<Engine> make_engine(Device& device, const Cpu& cpu);
+// One per job and device; on CUDA it holds scratch that grows with the products it was asked for. `compute` is of
+// linear() and logits(): a forward pass gives the model's, one that is recorded for training never does.
+std::unique_ptr<Engine> make_engine(Device& device, const Cpu& cpu, Compute compute = Compute::kW4A16);
 std::unique_ptr<Engine> make_cpu_engine(Device& device, const Cpu& cpu);
-std::unique_ptr<Engine> make_cuda_engine(Device& device, const Cpu& cpu);
+std::unique_ptr<Engine> make_cuda_engine(Device& device, const Cpu& cpu, Compute compute);
 
 }  // namespace qn

@@ -10,6 +10,7 @@
 #include "ops/embedding.h"
 #include "ops/kv_cache_write.h"
 #include "ops/linear.h"
+#include "ops/linear_w4a4.h"
 #include "ops/qk_norm_rope.h"
 #include "ops/rms_norm.h"
 #include "ops/rope.h"
@@ -27,8 +28,11 @@ const uint16_t* bf16(const Activation* x) { return reinterpret_cast<const uint16
 
 class CudaEngine : public Engine {
  public:
-  CudaEngine(Device& device, const Cpu& cpu)
-      : Engine(device, cpu, qn::activation_bytes(true)), cuda_(*device.cuda()), stream_(cuda_.stream()) {}
+  CudaEngine(Device& device, const Cpu& cpu, Compute compute)
+      : Engine(device, cpu, qn::activation_bytes(true)),
+        cuda_(*device.cuda()),
+        stream_(cuda_.stream()),
+        compute_(compute) {}
 
   void fill(float* x, float value, int64_t count) override { fill_cuda(x, value, count, stream_); }
   void widen(float* y, const Activation* x, int64_t count) override { widen_bf16_cuda(y, bf16(x), count, stream_); }
@@ -226,6 +230,10 @@ class CudaEngine : public Engine {
   }
 
   void product(void* y, CudaFloat type, const Activation* x, const WeightView& w, int64_t N, bool accumulate) {
+    if (compute_ == Compute::kW4A4 && w.storage == Storage::kNvfp4 && N > kGemvTokens) {
+      const int64_t bytes = linear_w4a4_scratch_bytes(w.rows, w.cols, N);
+      return linear_w4a4_cuda(y, type, bf16(x), w, N, accumulate, products(bytes));
+    }
     const WeightView dense = as_product_operand(w);
     linear_cuda(y, type, bf16(x), dense, N, accumulate, products(linear_cuda_scratch_bytes(dense)));
   }
@@ -249,13 +257,14 @@ class CudaEngine : public Engine {
 
   CudaContext& cuda_;
   CudaStream stream_;
+  Compute compute_;
   Buffer products_, rounded_, attention_, norm_, vector_, other_vector_, flag_;
 };
 
 }  // namespace
 
-std::unique_ptr<Engine> make_cuda_engine(Device& device, const Cpu& cpu) {
-  return std::make_unique<CudaEngine>(device, cpu);
+std::unique_ptr<Engine> make_cuda_engine(Device& device, const Cpu& cpu, Compute compute) {
+  return std::make_unique<CudaEngine>(device, cpu, compute);
 }
 
 }  // namespace qn
@@ -264,7 +273,7 @@ std::unique_ptr<Engine> make_cuda_engine(Device& device, const Cpu& cpu) {
 
 namespace qn {
 
-std::unique_ptr<Engine> make_cuda_engine(Device&, const Cpu&) {
+std::unique_ptr<Engine> make_cuda_engine(Device&, const Cpu&, Compute) {
   fail(Code::kInternal, "a CUDA device in a build without CUDA");
 }
 

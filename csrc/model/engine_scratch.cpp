@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "ops/linear.h"
+#include "ops/linear_w4a4.h"
 
 namespace qn {
 
@@ -38,6 +38,16 @@ EngineScratch engine_scratch(Model& model, int64_t head_rows) {
     scratch.see(parameter, head ? head_rows : parameter.rows, parameter.shows_residual());
   }
   return scratch;
+}
+
+int64_t forward_scratch(Model& model, int64_t N, int64_t head_rows) {
+  int64_t bytes = engine_scratch(model, head_rows).forward();
+  if (model.compute() == Compute::kW4A16) return bytes;
+  for (const Parameter& parameter : model.parameters()) {
+    if (parameter.is_vector) continue;
+    bytes = std::max(bytes, linear_w4a4_scratch_bytes(parameter.rows, parameter.cols, N));
+  }
+  return bytes;
 }
 
 }  // namespace qn

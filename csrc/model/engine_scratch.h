@@ -24,4 +24,7 @@ class EngineScratch {
 // Of a model as it stands; `head_rows` of its head at once.
 EngineScratch engine_scratch(Model& model, int64_t head_rows);
 
+// Of a forward pass of N tokens, in what the model computes with.
+int64_t forward_scratch(Model& model, int64_t N, int64_t head_rows);
+
 }  // namespace qn

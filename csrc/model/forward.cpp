@@ -25,7 +25,7 @@ void require_memory(Model& model, const ForwardArgs& args) {
   const int64_t bytes =
       plan_forward(model.config(), args.B, args.T, args.logits, args.hidden_states, activation_bytes(true))
           .activations +
-      engine_scratch(model, args.logits == LogitsWanted::kNone ? 0 : V).forward();
+      forward_scratch(model, args.B * args.T, args.logits == LogitsWanted::kNone ? 0 : V);
   const auto shortage = device.shortage(bytes);
   if (!shortage) return;
   fail(
@@ -71,7 +71,7 @@ ForwardOutput run(Model& model, KvCache* cache, const ForwardArgs& args, const C
   const ModelConfig& c = model.config();
   const int64_t N = args.B * args.T;
   require_memory(model, args);
-  const auto engine = make_engine(model.device(), cpu);
+  const auto engine = make_engine(model.device(), cpu, model.compute());
   ArenaPlan plan;
   take_forward_scratch(plan, c, N, engine->activation_bytes());
   Arena arena(model.device().ledger(), MemoryKind::kActivations, plan.bytes());

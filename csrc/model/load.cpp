@@ -313,6 +313,7 @@ void load_parameters(Model& model, const std::vector<std::string>& files, const 
     const TensorSource* source;
     Storage target;
   };
+  require_compute(model);
   Loader loader(files, options, progress, model.device(), cpu);
   std::vector<Step> steps;
   std::set<const Parameter*> seen;

@@ -41,8 +41,8 @@ struct LoadOptions {
 };
 
 // Throws kIo, kTruncated, kNonFiniteWeight (names the tensor: NaN or negative scale, NaN or infinite value),
-// kInvalidArgument (a scale that is no E4M3 value). Norm vectors become f32 or keep f16/bf16 when not converted.
-// progress(bytes done, bytes total) is called from the lane.
+// kInvalidArgument (a scale that is no E4M3 value), and as require_compute() does. Norm vectors become f32 or keep
+// f16/bf16 when not converted. progress(bytes done, bytes total) is called from the lane.
 void load_parameters(Model& model, const std::vector<std::string>& files, const std::vector<TensorSource>& sources,
                      const LoadOptions& options, const std::function<void(int64_t, int64_t)>& progress, const Cpu& cpu);
 

@@ -4,7 +4,8 @@
 
 namespace qn {
 
-Model::Model(std::shared_ptr<Device> device, const ModelConfig& config) : device_(std::move(device)), config_(config) {
+Model::Model(std::shared_ptr<Device> device, const ModelConfig& config, Compute compute)
+    : device_(std::move(device)), config_(config), compute_(compute) {
   for (const ParameterSpec& spec : parameter_specs(config)) {
     Parameter& parameter = parameters_.emplace_back();
     parameter.name = spec.name;

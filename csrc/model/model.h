@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/device.h"
+#include "model/compute.h"
 #include "model/config.h"
 #include "model/parameter.h"
 
@@ -19,11 +20,12 @@ struct LayerParameters {
 class Model {
  public:
   // Parameters exist with their shapes but hold no memory: load.h or initialize_model() fills them.
-  Model(std::shared_ptr<Device> device, const ModelConfig& config);
+  Model(std::shared_ptr<Device> device, const ModelConfig& config, Compute compute = Compute::kW4A16);
 
   Device& device() { return *device_; }
   const std::shared_ptr<Device>& shared_device() const { return device_; }
   const ModelConfig& config() const { return config_; }
+  Compute compute() const { return compute_; }
   std::deque<Parameter>& parameters() { return parameters_; }
   // nullptr when there is none of that name.
   Parameter* find(const std::string& name);
@@ -50,6 +52,7 @@ class Model {
  private:
   std::shared_ptr<Device> device_;
   ModelConfig config_;
+  Compute compute_;
   std::deque<Parameter> parameters_;
   std::vector<LayerParameters> layers_;
   Parameter *embedding_ = nullptr, *final_norm_ = nullptr, *head_ = nullptr;
@@ -62,7 +65,8 @@ struct InitializeOptions {
   Storage storage = Storage::kNvfp4;  // of matrices with cols % 16 == 0
   bool two_level = true;
 };
-// Normal(0, stddev) weights, quantised to `storage`. The same seed gives the same bytes on every machine.
+// Normal(0, stddev) weights, quantised to `storage`. The same seed gives the same bytes on every machine. Throws as
+// require_compute() does.
 void initialize_model(Model& model, const InitializeOptions& options, const Cpu& cpu);
 
 }  // namespace qn

@@ -1,8 +1,8 @@
 /** The two ways to a model with weights, down to the native object. */
 import type { CheckpointLayout } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
-import type { NativeDevice, NativeLoadOptions, NativeModel, NativeParameterInfo } from '../../types/native'
-import type { InitializeOptions, LoadOptions } from '../../types/options'
+import type { Compute, NativeDevice, NativeLoadOptions, NativeModel, NativeParameterInfo } from '../../types/native'
+import type { ComputeOptions, InitializeOptions, LoadOptions } from '../../types/options'
 import type { Storage } from '../../types/tensor'
 import { checkFunction, checkNumber, checkOneOf, checkOptions, checkSeed, checkSignal } from '../check'
 import { callNative } from '../errors'
@@ -12,10 +12,12 @@ import { checkConfig, openCheckpoint } from './checkpoint'
 import { toNativeConfig } from './memory'
 
 const storages: readonly Storage[] = ['nvfp4', 'fp32', 'fp16', 'bf16']
+const computes: readonly Compute[] = ['w4a16', 'w4a4']
 
 export interface OpenedModel {
   config: Qwen3Config
   device: NativeDevice
+  compute: Compute
   model: NativeModel
   parameters: NativeParameterInfo[]
   layout?: CheckpointLayout
@@ -25,12 +27,13 @@ export interface OpenedModel {
 async function open(
   config: Qwen3Config,
   device: NativeDevice,
+  compute: Compute,
   fill: (model: NativeModel) => Promise<void>,
 ): Promise<OpenedModel> {
-  const model = callNative(() => new (native().Model)(device, toNativeConfig(config)))
+  const model = callNative(() => new (native().Model)(device, toNativeConfig(config), compute))
   try {
     await fill(model)
-    return { config, device, model, parameters: await model.describe() }
+    return { config, device, compute, model, parameters: await model.describe() }
   } catch (error) {
     await model.dispose()
     throw error
@@ -38,7 +41,16 @@ async function open(
 }
 
 export async function initializeNative(config: Qwen3Config, options?: InitializeOptions): Promise<OpenedModel> {
-  const given = checkOptions(options, 'options', ['device', 'threads', 'seed', 'stddev', 'weights', 'scales', 'signal'])
+  const given = checkOptions(options, 'options', [
+    'device',
+    'threads',
+    'compute',
+    'seed',
+    'stddev',
+    'weights',
+    'scales',
+    'signal',
+  ])
   const checked = checkConfig(config)
   const args = {
     seed: checkSeed('seed', given.seed ?? 0),
@@ -46,14 +58,18 @@ export async function initializeNative(config: Qwen3Config, options?: Initialize
     storage: checkOneOf('weights', given.weights ?? 'nvfp4', storages),
     twoLevel: checkOneOf('scales', given.scales ?? 'two-level', ['two-level', 'one-level']) === 'two-level',
   }
+  const compute = checkCompute(given)
   const signal = checkSignal(given.signal)
-  return open(checked, openDevice(given), (model) => runNative(signal, (cancel) => model.initialize(args, cancel)))
+  return open(checked, openDevice(given), compute, (model) =>
+    runNative(signal, (cancel) => model.initialize(args, cancel)),
+  )
 }
 
 export async function loadNative(path: string | URL, options?: LoadOptions): Promise<OpenedModel> {
   const given = checkOptions(options, 'options', [
     'device',
     'threads',
+    'compute',
     'modelDir',
     'config',
     'weights',
@@ -70,11 +86,12 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
   checkOneOf('embedding', given.embedding ?? 'nvfp4', ['as-stored', 'nvfp4'])
   checkOneOf('scales', given.scales ?? 'two-level', ['two-level', 'one-level'])
   checkOneOf('scaleRule', given.scaleRule ?? 'amax', ['amax', 'four-over-six'])
+  const compute = checkCompute(given)
   // The device first: it is the cheapest of what may be refused.
   const device = openDevice(given)
   const { modelDir, config, strict } = given
   const checkpoint = await openCheckpoint(path, { modelDir, config, strict, signal })
-  const opened = await open(checkpoint.config, device, (model) =>
+  const opened = await open(checkpoint.config, device, compute, (model) =>
     loadParameters(model, checkpoint.files, checkpoint.sources, plan(given, weights, checkpoint.files), {
       signal,
       onProgress,
@@ -82,6 +99,8 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
   )
   return { ...opened, layout: checkpoint.layout }
 }
+
+const checkCompute = ({ compute }: ComputeOptions) => checkOneOf('compute', compute ?? 'w4a16', computes)
 
 /** A .dat file keeps what it stores; a Hugging Face directory is quantised unless told otherwise. */
 function plan(given: LoadOptions, weights: Storage | undefined, files: readonly string[]): NativeLoadOptions {

@@ -3,6 +3,7 @@ import type { Qwen3Config } from '../../types/config'
 import type { NativeDevice, NativeForwardArgs, NativeGradientOptions, NativeModel } from '../../types/native'
 import type {
   CachedForwardOptions,
+  Compute,
   ForwardOptions,
   GeneratedToken,
   GenerateOptions,
@@ -39,6 +40,8 @@ const logitsChoices = ['all', 'last', 'none'] as const
 /** A Qwen3 model on one device: it is run and trained by the same functions, on the same weights. */
 export class Qwen3Nvfp4Model {
   readonly config: Qwen3Config
+  /** What its forward passes multiply NVFP4 weights with. */
+  readonly compute: Compute
   readonly #native: NativeModel
   readonly #device: NativeDevice
   readonly #parameters: readonly Parameter[]
@@ -51,6 +54,7 @@ export class Qwen3Nvfp4Model {
     this.#layout = opened.layout
     this.#parameters = opened.parameters.map((info) => new Parameter(opened.model, info))
     this.config = opened.config
+    this.compute = opened.compute
   }
 
   /** Reads a `.dat` file, or a Hugging Face directory with safetensors files. */

@@ -168,7 +168,7 @@ describe('Qwen3Nvfp4Model.load refuses', () => {
     const shape = { H: c.hiddenSize, L: c.numHiddenLayers, Q: c.numAttentionHeads, KV: c.numKeyValueHeads }
     const rest = { D: c.headDim, F: c.intermediateSize, V: c.vocabSize, ropeBase: c.ropeTheta, eps: c.rmsNormEps }
     const device = new addon.Device('cpu', 1, '')
-    const model = new addon.Model(device, { ...shape, ...rest, tied: false })
+    const model = new addon.Model(device, { ...shape, ...rest, tied: false }, 'w4a16')
     const options = { quantize: false, dense: '', quantizeRawEmbedding: false, twoLevel: true, scaleRule: 'amax' }
     await expect(model.load(files, sources.slice(1), options)).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' })
     truncateSync(path, readFileSync(path).length - 5)

@@ -11,6 +11,7 @@ import type {
 } from 'qwen3-nvfp4'
 import {
   compareForwardPaths,
+  type Compute,
   type ErrorCode,
   type ForwardPathComparison,
   type GeneratedToken,
@@ -36,6 +37,8 @@ expectType<Promise<Qwen3Nvfp4Model>>(
 expectType<Promise<Qwen3Nvfp4Model>>(Qwen3Nvfp4Model.initialize(config, { seed: 3n, threads: 2, weights: 'bf16' }))
 expectError(Qwen3Nvfp4Model.load())
 expectError(Qwen3Nvfp4Model.load('model.dat', { weights: 'int4' }))
+expectType<Promise<Qwen3Nvfp4Model>>(Qwen3Nvfp4Model.load('model.dat', { device: 'cuda:0', compute: 'w4a4' }))
+expectError(Qwen3Nvfp4Model.initialize(config, { compute: 'w8a8' }))
 expectError(Qwen3Nvfp4Model.initialize({ hiddenSize: 64 }))
 expectNotAssignable<new (...args: never[]) => unknown>(Qwen3Nvfp4Model)
 expectNotAssignable<LoadOptions>({ modelDirectory: '.' })
@@ -45,6 +48,7 @@ expectError(Qwen3Nvfp4Model.estimateMemory(config, { mode: 'training' }))
 // What it is
 expectType<Qwen3Config>(model.config)
 expectType<string>(model.device)
+expectType<Compute>(model.compute)
 expectType<number>(model.parameterCount)
 expectError((model.config = config))
 
