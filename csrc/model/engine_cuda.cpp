@@ -173,12 +173,8 @@ class CudaEngine : public Engine {
                   rows, squares, row_count, stream_);
   }
 
-  void store_rows(const StoreRowsArgs&, const float*) override {
-    fail(Code::kUnsupported, "gradients on CUDA are kept in 'fp32' in this version");
-  }
-  void load_rows(float*, const StoreRowsArgs&) override {
-    fail(Code::kUnsupported, "gradients on CUDA are kept in 'fp32' in this version");
-  }
+  void store_rows(const StoreRowsArgs& args, const float* x) override { store_rows_cuda(args, x, stream_); }
+  void load_rows(float* x, const StoreRowsArgs& args) override { load_rows_cuda(x, args, stream_); }
   void add(float* sum, const float* x, int64_t count) override { add_cuda(sum, x, count, stream_); }
 
   bool all_finite(const Activation* x, int64_t count) override {

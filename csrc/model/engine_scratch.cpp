@@ -30,6 +30,10 @@ int64_t EngineScratch::backward(const ModelConfig& config, int64_t N) const {
   return forward() + N * summed_cols_ * 4 + N * config.Q * 4;
 }
 
+int64_t decoded_head_rows(const ModelConfig& config, Storage head, int64_t rows) {
+  return head == Storage::kNvfp4 && rows <= kGemvTokens ? 0 : config.V;
+}
+
 EngineScratch engine_scratch(Model& model, int64_t head_rows) {
   EngineScratch scratch;
   for (const Parameter& parameter : model.parameters()) {

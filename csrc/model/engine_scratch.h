@@ -21,6 +21,9 @@ class EngineScratch {
   int64_t summed_cols_ = 0;  // columns of a weight whose products are added in f32 first
 };
 
+// Rows of the head that a forward pass decodes for logits of `rows` positions: a few read a packed head as it is.
+int64_t decoded_head_rows(const ModelConfig& config, Storage head, int64_t rows);
+
 // Of a model as it stands; `head_rows` of its head at once.
 EngineScratch engine_scratch(Model& model, int64_t head_rows);
 

@@ -22,10 +22,11 @@ void require_memory(Model& model, const ForwardArgs& args) {
   if (!device.cuda()) return;
   const int64_t V = model.config().V;
   const bool all = args.logits == LogitsWanted::kAll;
+  const int64_t rows = all ? args.B * args.T : args.logits == LogitsWanted::kNone ? 0 : args.B;
   const int64_t bytes =
       plan_forward(model.config(), args.B, args.T, args.logits, args.hidden_states, activation_bytes(true))
           .activations +
-      forward_scratch(model, args.B * args.T, args.logits == LogitsWanted::kNone ? 0 : V);
+      forward_scratch(model, args.B * args.T, decoded_head_rows(model.config(), model.head().storage, rows));
   const auto shortage = device.shortage(bytes);
   if (!shortage) return;
   fail(

@@ -166,6 +166,16 @@ __device__ __forceinline__ void step_moment_block(const AdamwArgs& args, const P
   store_packed(args.v.values, args.v.scales, at, v);
 }
 
+// Whether a step was stopped before this launch. Its rows then did nothing; every block looks at the same flag, which
+// no launch changes while this one runs.
+__device__ bool stopped(AdamwRow* rows, const AdamwArgs& args) {
+  if (args.stop == nullptr || *args.stop == 0) return false;
+  if (threadIdx.x == 0) {
+    for (int64_t index = blockIdx.x; index < args.row_count; index += gridDim.x) rows[index] = AdamwRow{};
+  }
+  return true;
+}
+
 // The whole of ops/adamw.h for rows with nvfp4 or int8 moments.
 //
 // computes   m, v, u and the weights of each block of 16 by itself; then the row's totals and its next centre
@@ -180,6 +190,7 @@ __global__ void __launch_bounds__(kPackedThreads, kPackedBlocks)
     adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {
   __shared__ PairTables tables;
   __shared__ RowShared totals_of[2], fresh_totals;
+  if (stopped(rows, args)) return;
   const int64_t blocks = args.K / 16;
   if constexpr (kFormat == MomentFormat::kNvfp4) fill_tables(tables);
   __syncthreads();
@@ -245,6 +256,7 @@ __global__ void __launch_bounds__(kPackedThreads, kPackedBlocks)
 __global__ void __launch_bounds__(kMaxThreads)
     adamw_plain_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {
   __shared__ RowShared shared;
+  if (stopped(rows, args)) return;
   const int64_t blocks = args.K / 16, row = args.row_begin + blockIdx.x;
   const MomentRates rates = moment_rates(args);
   RowTotals totals;
@@ -276,6 +288,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 __global__ void __launch_bounds__(kMaxThreads)
     adamw_dense_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {
   __shared__ RowShared shared;
+  if (stopped(rows, args)) return;
   const int64_t row = args.row_begin + blockIdx.x;
   const MomentRates rates = moment_rates(args);
   RowTotals totals;

@@ -123,5 +123,8 @@ struct StoreRowsArgs {
 };
 void store_rows_cpu(const StoreRowsArgs& args, const float* x, const Cpu& cpu);
 void load_rows_cpu(float* x, const StoreRowsArgs& args, const Cpu& cpu);
+// The CPU's bytes on the device, where every pointer is, x 16-byte aligned; K % 16 == 0.
+void store_rows_cuda(const StoreRowsArgs& args, const float* x, CudaStream stream);
+void load_rows_cuda(float* x, const StoreRowsArgs& args, CudaStream stream);
 
 }  // namespace qn

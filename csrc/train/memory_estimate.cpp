@@ -38,7 +38,9 @@ std::deque<Parameter> shapes(const ModelConfig& config, Storage weights) {
 int64_t engine_bytes(const ModelConfig& config, const MemoryPlanArgs& args, const std::deque<Parameter>& parameters) {
   if (!args.cuda) return (args.threads > 0 ? args.threads : available_cores()) * kWorkerScratchBytes;
   const int64_t N = args.B * args.T;
-  const int64_t head_rows = args.training ? head_chunk_rows(N, config.V, activation_bytes(true)) : config.V;
+  const int64_t head_rows =
+      args.training ? head_chunk_rows(N, config.V, activation_bytes(true))
+                    : decoded_head_rows(config, parameters[config.tied ? 0 : parameters.size() - 1].storage, args.B);
   const bool residual = args.training && args.optimizer.weights == WeightMode::kNvfp4Residual;
   EngineScratch scratch;
   for (const Parameter& parameter : parameters) {

@@ -291,6 +291,7 @@ void PackedAdamW::update(Parameter& parameter, const Rows& gradient, bool checke
     }
     args.g = g.bf16 ? nullptr : static_cast<const float*>(g.data);
     args.g_bf16 = g.bf16 ? static_cast<const uint16_t*>(g.data) : nullptr;
+    args.stop = checked ? nullptr : stop_.as<uint32_t>();
     args.row_begin = begin;
     args.row_count = count;
     engine.adamw(results + begin, args);

@@ -106,7 +106,14 @@ describeOnGpu('loss and backward', () => {
       const sequence = tokensOf(count, 3)
       await (await model.loss(sequence, sequence, { shifted: true })).backward()
     }
-    expectGradients(await gradientsOf(gpu), await gradientsOf(cpu))
+    const [actual, expected] = [await gradientsOf(gpu), await gradientsOf(cpu)]
+    for (const name of Object.keys(expected)) {
+      // A key that is alone has all the attention, whatever query and key are: their gradients are zero but for rounding.
+      if (count > 1 || !/self_attn\.[qk]_/.test(name)) continue
+      delete actual[name]
+      delete expected[name]
+    }
+    expectGradients(actual, expected)
   })
 
   test.each([
