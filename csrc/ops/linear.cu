@@ -8,6 +8,7 @@
 #include "core/cuda_check.h"
 #include "core/dtype.h"
 #include "core/status.h"
+#include "ops/gemv_backward_input.h"
 #include "ops/quantize.h"
 
 namespace qn {
@@ -240,42 +241,48 @@ GemmBf16 input_product(void* dx, bool f32, const uint16_t* dy, const uint16_t* c
   return gemm;
 }
 
+bool is_nvfp4(const WeightStack& w) {
+  return std::all_of(w.begin(), w.end(), [](const WeightView& part) { return part.storage == Storage::kNvfp4; });
+}
+
 // How many tokens are cheaper from the packed weight, kGemvTokens at a time. The more rows, the better a matrix-vector
 // product uses the memory, where cuBLASLt reads four times as many bytes that must be written before. H200: gate and up
 // at 16 tokens 41 µs against 66, the head at 32 tokens 421 µs against 504.
-int64_t gemv_tokens(const WeightView& w) {
-  return w.rows >= (1 << 16) ? 4 * kGemvTokens : w.rows >= (1 << 13) ? 2 * kGemvTokens : kGemvTokens;
+int64_t gemv_tokens(const WeightStack& w) {
+  const int64_t rows = w.rows();
+  return rows >= (1 << 16) ? 4 * kGemvTokens : rows >= (1 << 13) ? 2 * kGemvTokens : kGemvTokens;
 }
 
 // False when there are too many tokens, or columns, for it.
 bool linear_gemv(void* y, CudaFloat y_type, const uint16_t* x, const WeightStack& w, int64_t T, bool accumulate,
                  const LinearCuda& cuda) {
-  // A matrix-vector product writes tokens without gaps, so several tokens of a part of a stack are not for it.
-  if (T > (cuda.gemv_tokens > 0 ? cuda.gemv_tokens : gemv_tokens(*w.begin())) || (w.count() > 1 && T > 1)) return false;
-  for (const WeightView& part : w) {
-    if (part.storage != Storage::kNvfp4 || !gemv_nvfp4_fits_cuda(part.cols)) return false;
-  }
-  auto* to = static_cast<uint8_t*>(y);
-  for (const WeightView& part : w) {
-    const int64_t row_bytes = part.rows * (y_type == CudaFloat::kF32 ? 4 : 2);
-    for (int64_t t = 0; t < T; t += kGemvTokens) {
-      GemvCudaArgs args{};
-      args.y = to + t * row_bytes;
-      args.x = x + t * part.cols;
-      args.w = part.packed;
-      args.T = std::min(kGemvTokens, T - t);
-      args.N = part.rows;
-      args.K = part.cols;
-      args.y_type = y_type;
-      args.accumulate = accumulate;
-      gemv_nvfp4_cuda(args, cuda.stream);
-      if (!part.has_residual()) continue;
-      args.w = part.residual;
-      args.accumulate = true;
-      gemv_nvfp4_cuda(args, cuda.stream);
+  if (T > (cuda.gemv_tokens > 0 ? cuda.gemv_tokens : gemv_tokens(w))) return false;
+  if (!is_nvfp4(w) || !gemv_nvfp4_fits_cuda(w.cols())) return false;
+  const int64_t y_bytes = y_type == CudaFloat::kF32 ? 4 : 2;
+  for (int64_t t = 0; t < T; t += kGemvTokens) {
+    GemvCudaArgs args{};
+    auto* to = static_cast<uint8_t*>(y) + t * w.rows() * y_bytes;
+    args.matrix_count = 0;
+    for (const WeightView& part : w) {
+      args.matrices[args.matrix_count++] = {to, part.rows, part.packed, part.residual, w.rows()};
+      to += part.rows * y_bytes;
     }
-    to += row_bytes;
+    args.x = x + t * w.cols();
+    args.T = std::min(kGemvTokens, T - t);
+    args.K = w.cols();
+    args.y_type = y_type;
+    args.accumulate = accumulate;
+    gemv_nvfp4_cuda(args, cuda.stream);
   }
+  return true;
+}
+
+// False when there are too many tokens for it.
+bool input_gemv(uint16_t* dx, const uint16_t* dy, const WeightStack& w, int64_t T, bool accumulate,
+                const LinearCuda& cuda) {
+  if (T > kGemvInputTokens || !is_nvfp4(w)) return false;
+  if (cuda.scratch_bytes < gemv_backward_input_scratch_bytes(w.begin(), w.count(), T)) return false;
+  gemv_backward_input_cuda({dx, dy, w.begin(), w.count(), T, cuda.scratch, accumulate}, cuda.stream);
   return true;
 }
 
@@ -326,6 +333,7 @@ void linear_backward_input_cuda(uint16_t* dx, const uint16_t* dy, const WeightSt
   const int64_t K = w.cols(), elements = T * K;
   if (elements == 0) return;
   if (w.rows() == 0) return clear(dx, CudaFloat::kBF16, elements, accumulate, cuda.stream);
+  if (input_gemv(dx, dy, w, T, accumulate, cuda)) return;
   const Terms terms = terms_of(w);
   const int64_t reserved = sum_bytes(terms, T, K);
   const Scratch scratch = divide(cuda, reserved, col_slice_bytes(terms, 0));

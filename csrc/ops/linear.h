@@ -66,9 +66,10 @@ class WeightStack {
 // On CUDA activations and gradients of activations are bf16, sums f32; y and dw are bf16, rounded once, or f32.
 // Weights: NVFP4, whose code · scale is exact in bf16 and whose global scale multiplies the sum, or bf16. NVFP4 weights
 // of a stack are one product when their global scales are equal or powers of two, else one each. With a residual the
-// product is two products, so a bf16 y is rounded twice. Up to gemv_tokens tokens of y read the packed weight directly,
-// kGemvTokens at a time (ops/gemv.h); other products decode slices to scratch, of rows for y and of columns for dx, and
-// call cuBLASLt. Pointers on the device, activations 16-byte aligned, scratch 256-byte aligned. Nothing is allocated,
+// product is two products, so a bf16 y is rounded twice. But up to gemv_tokens tokens of y read packed weights
+// directly, kGemvTokens at a time, with one sum and one rounding (ops/gemv.h), as up to kGemvInputTokens of dx do
+// (ops/gemv_backward_input.h); other products decode slices to scratch, of rows for y and of columns for dx, and call
+// cuBLASLt. Pointers on the device, activations 16-byte aligned, scratch 256-byte aligned. Nothing is allocated,
 // nothing waits; two runs with equally much scratch give equal bytes.
 struct LinearCuda {
   CublasLt& blas;

@@ -1,3 +1,5 @@
+const { abs } = Math
+
 /** Fails with the worst element unless |actual - expected| <= atol + rtol * |expected| everywhere. */
 export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<number>, atol: number, rtol = 0): void {
   if (actual.length !== expected.length)
@@ -5,11 +7,11 @@ export function expectClose(actual: ArrayLike<number>, expected: ArrayLike<numbe
   let worst = -1
   let excess = 0
   for (let i = 0; i < expected.length; i++) {
-    const error = Math.abs(actual[i]! - expected[i]!)
-    const over = error - (atol + rtol * Math.abs(expected[i]!))
+    const error = abs(actual[i]! - expected[i]!)
+    const over = error - (atol + rtol * abs(expected[i]!))
     if (!(over <= excess)) {
       worst = i
-      excess = Number.isNaN(over) ? Infinity : over
+      excess = over > excess ? over : Infinity // NaN
     }
   }
   if (worst >= 0)

@@ -16,6 +16,7 @@ export interface Weight {
   residualGlobalScale?: number
 }
 
+const { floor } = Math
 const WORDS = new Uint32Array(1)
 const FLOATS = new Float32Array(WORDS.buffer)
 
@@ -37,7 +38,7 @@ const f16Bits = (value: number) => {
 function seededBytes(count: number, seed: number, low: number, high: number): Uint8Array {
   const values = seededValues(count, seed)
   const bytes = new Uint8Array(count)
-  for (let i = 0; i < count; i++) bytes[i] = low + Math.floor(((values[i]! + 1) / 2) * (high - low + 1))
+  for (let i = 0; i < count; i++) bytes[i] = low + floor(((values[i]! + 1) / 2) * (high - low + 1))
   return bytes
 }
 

@@ -13,8 +13,8 @@
 
 #include "binding/ops/cuda_ops.h"
 #include "core/cuda_graph_timer.h"
+#include "ops/gemv.h"
 #include "ops/gemv_backward_input.h"
-#include "ops/gemv_fused.h"
 
 namespace qn {
 
@@ -44,7 +44,7 @@ void run_gemv(const Napi::CallbackInfo& info) {
   std::vector<DeviceWeight> ws;
   for (uint32_t i = 0; i < outputs.Length(); ++i) ys.emplace_back(outputs.Get(i));
   for (uint32_t i = 0; i < weights.Length(); ++i) ws.emplace_back(weight_view(weights.Get(i)));
-  FusedGemvCudaArgs args{};
+  GemvCudaArgs args{};
   args.matrix_count = static_cast<int>(ws.size());
   for (size_t i = 0; i < ws.size(); ++i) {
     args.matrices[i].N = ws[i].view.rows;
@@ -66,7 +66,7 @@ void run_gemv(const Napi::CallbackInfo& info) {
     args.norm = norm.as<float>();
     args.norm_eps = norm_eps(options);
   }
-  fused_gemv_nvfp4_cuda(args, nullptr);
+  gemv_nvfp4_cuda(args, nullptr);
   for (const DeviceArray& y : ys) y.download();
 }
 
@@ -96,7 +96,7 @@ void run_chain(const Napi::CallbackInfo& info) {
   const int64_t T = integer(info[2]), count = integer(info[3]), K = w.view.cols;
   const Napi::Value options = info[4];
   const CudaBuffer norm = on_device(array_data<float>(member(options, "norm")), K * 4), other(T * K * 2);
-  FusedGemvCudaArgs args{};
+  GemvCudaArgs args{};
   args.T = T;
   args.K = K;
   args.matrices[0].N = K;
@@ -111,7 +111,7 @@ void run_chain(const Napi::CallbackInfo& info) {
     if (calls++ == 0) return;
     args.x = buffers[(calls - 2) % 2];
     args.matrices[0].y = buffers[(calls - 1) % 2];
-    fused_gemv_nvfp4_cuda(args, stream);
+    gemv_nvfp4_cuda(args, stream);
   });
   x.download();
 }
@@ -180,7 +180,7 @@ struct StackRing {
 double time_gemv(const Napi::Value& dims, int64_t replays) {
   const StackRing ring(dims);
   const CudaBuffer x = random_bf16(ring.T * ring.K), y = random_bf16(ring.T * ring.N), norm = ones(ring.K);
-  FusedGemvCudaArgs args{};
+  GemvCudaArgs args{};
   args.matrix_count = static_cast<int>(ring.parts());
   args.x = x.as<uint16_t>();
   args.T = ring.T;
@@ -195,7 +195,7 @@ double time_gemv(const Napi::Value& dims, int64_t replays) {
       const WeightView w = ring.at(i, part);
       args.matrices[part] = {y.as<uint16_t>() + ring.T * ring.begins[part], w.rows, w.packed, w.residual, 0};
     }
-    fused_gemv_nvfp4_cuda(args, stream);
+    gemv_nvfp4_cuda(args, stream);
   });
 }
 
@@ -228,7 +228,7 @@ double time_layers(const Napi::Value& dims, int64_t replays) {
   const auto launch = [&](const char* name, const CudaBuffer& x, const CudaBuffer* x_norm, const WeightRing& ring,
                           int64_t i, std::initializer_list<std::pair<const CudaBuffer*, int64_t>> ys, bool accumulate,
                           CudaStream stream) {
-    FusedGemvCudaArgs args{};
+    GemvCudaArgs args{};
     args.x = x.as<uint16_t>();
     args.T = T;
     args.K = ring.K;
@@ -247,7 +247,7 @@ double time_layers(const Napi::Value& dims, int64_t replays) {
     }
     args.swiglu = ring.N == 2 * kFfn;
     args.y_type = ring.N == kVocab ? CudaFloat::kF32 : CudaFloat::kBF16;
-    fused_gemv_nvfp4_cuda(args, stream);
+    gemv_nvfp4_cuda(args, stream);
   };
   return cuda_graph_microseconds(1, replays, [&](int64_t, CudaStream stream) {
     for (int64_t i = 0; i < layers; ++i) {
