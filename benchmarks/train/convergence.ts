@@ -1,7 +1,7 @@
 /**
  * Loss of every state mode on the same batches from the same initial weights, as a table against fp32 weights and states.
  *
- *   npx tsx benchmarks/train/convergence.ts [--steps 300] [--lr 2e-3] [--seeds 1,2,3,4] [--modes nvfp4/nvfp4,...]
+ *   npx tsx benchmarks/train/convergence.ts [--steps 300] [--lr 2e-3] [--seeds 1,2,3,4] [--modes nvfp4/nvfp4,...] [--device cuda:0]
  *
  * A row is the mean over the seeds (weights, batches and rounding); the spread is half the range of its ratio to the first
  * row over the seeds: smaller differences say nothing. The text is examples/data/corpus.txt and the questions and answers of chat.tsv, cut into random windows.
@@ -20,6 +20,7 @@ const { values } = parseArgs({
     steps: { type: 'string', default: '300' },
     lr: { type: 'string', default: '2e-3' },
     seeds: { type: 'string', default: '1,2,3,4' },
+    device: { type: 'string', default: 'cpu' },
     modes: {
       type: 'string',
       default: 'dense/fp32,fp32/fp32,dense/nvfp4,fp32/nvfp4,nvfp4+residual/nvfp4,nvfp4/fp32,nvfp4/int8,nvfp4/nvfp4',
@@ -79,6 +80,7 @@ async function run(
 ): Promise<{ loss: number; updateRms: number; seconds: number }> {
   const dense = weights === 'dense'
   await using model = await Qwen3Nvfp4Model.initialize(config, {
+    device: values.device,
     seed,
     stddev: 0.04,
     weights: dense ? 'fp32' : 'nvfp4',
