@@ -9,7 +9,7 @@ import {
   type Storage,
   type WeightMode,
 } from '../support/adamw-state'
-import { ops, seededValues } from '../support/native-ops'
+import { ops, expectSameBytes, seededValues } from '../support/native-ops'
 
 const probe = ops.probeCuda!() as { devices: number; reason: string }
 const withCuda = probe.devices > 0 ? describe : describe.skip
@@ -193,6 +193,45 @@ withCuda(`adamw on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
       'Expected a multiple of 16 columns for a packed state but received 24',
     )
   })
+})
+
+withCuda('rows in between on CUDA', () => {
+  it.each(['nvfp4', 'int8', 'bf16', 'fp32'] as const)(
+    'are stored in %s and come back with the bytes of the CPU',
+    (format) => {
+      for (const [N, K] of [
+        [1, 16],
+        [3, 48],
+        [5, 2560],
+        [2, 9728],
+      ] as const) {
+        const x = seededValues(N * K, 21, 1e-4)
+        x.fill(0, 0, 16)
+        x[K - 1] = -0.25
+        const viewOf = () => ({
+          format,
+          values: new Uint8Array((N + 2) * K * 4),
+          scales: new Uint8Array(((N + 2) * K) / 16),
+          rows: new Float32Array(N + 2),
+          K,
+          rowBegin: 1,
+          rowCount: N,
+          seed: 9,
+          parameter: 4,
+          step: 7,
+        })
+        const [cpu, cuda] = [viewOf(), viewOf()]
+        ops.storeRows!(cpu, x, {})
+        ops.storeRowsCuda!(cuda, x)
+        const arrays = ({ values, scales, rows }: typeof cpu) => ({ values, scales, rows })
+        expectSameBytes(arrays(cuda), arrays(cpu))
+        const [expected, back] = [new Float32Array(N * K), new Float32Array(N * K)]
+        ops.loadRows!(cpu, expected, {})
+        ops.loadRowsCuda!(cuda, back)
+        expectSameBytes(back, expected)
+      }
+    },
+  )
 })
 
 withCuda('rowSquares on CUDA', () => {

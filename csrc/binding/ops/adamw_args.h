@@ -28,6 +28,9 @@ MomentFormat format_of(const Napi::Object& object, const char* name);
 // { g, K, rowBegin, rowCount, storage, mode, …, moments, mValues, …, a, b, eps, rate, keep, seed, parameter, step }
 AdamwArgs adamw_args_of(const Napi::Object& object);
 
+// { format, values, scales, rows, K, rowBegin, rowCount, seed, parameter, step }
+StoreRowsArgs store_args_of(const Napi::Object& object);
+
 // { updateSquares, changedCodes, saturated } over all rows.
 Napi::Object adamw_totals(Napi::Env env, const std::vector<AdamwRow>& rows);
 

@@ -1,6 +1,7 @@
 // The adamw ops on device 0. Arguments are those of the CPU's ops; arrays are copied to the device and back.
 //
 //   adamwCuda({ … }) → { updateSquares, changedCodes, saturated }; a g that is a Uint16Array is bf16
+//   storeRowsCuda({ … }, x), loadRowsCuda({ … }, out)
 //   rowSquaresCuda(g f32 or bf16 [N, K], K) → f64[N]
 //   adamwCudaTime({ N, K, mode, bf16, b }, iterations) → { microseconds, copyMicroseconds, copyBytes }
 #include <algorithm>
@@ -79,6 +80,34 @@ Napi::Value adamw(const Napi::CallbackInfo& info) {
   device_rows.download(rows.data());
   arrays.download();
   return adamw_totals(info.Env(), rows);
+}
+
+// A view whose arrays are copies on the device.
+StoreRowsArgs device_store_args(const Napi::Object& o, DeviceArrays& arrays) {
+  StoreRowsArgs args = store_args_of(o);
+  args.view = {arrays.copy("values"), static_cast<uint8_t*>(arrays.copy("scales")),
+               static_cast<float*>(arrays.copy("rows"))};
+  return args;
+}
+
+Napi::Value store_rows(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  DeviceArrays arrays(o);
+  const StoreRowsArgs args = device_store_args(o, arrays);
+  const CudaBuffer x = on_device(array_data<float>(info[1]), args.row_count * args.K * 4);
+  store_rows_cuda(args, x.as<float>(), nullptr);
+  arrays.download();
+  return info.Env().Undefined();
+}
+
+Napi::Value load_rows(const Napi::CallbackInfo& info) {
+  const auto o = info[0].As<Napi::Object>();
+  DeviceArrays arrays(o);
+  const StoreRowsArgs args = device_store_args(o, arrays);
+  const CudaBuffer x(args.row_count * args.K * 4);
+  load_rows_cuda(x.as<float>(), args, nullptr);
+  if (x.bytes() > 0) x.download(array_data<float>(info[1]));
+  return info.Env().Undefined();
 }
 
 Napi::Value row_squares(const Napi::CallbackInfo& info) {
@@ -221,6 +250,8 @@ Napi::Value adamw_time(const Napi::CallbackInfo& info) {
 #else
 // Without CUDA code require_cuda() has thrown before these.
 Napi::Value adamw(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
+Napi::Value store_rows(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
+Napi::Value load_rows(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 Napi::Value row_squares(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 Napi::Value adamw_time(const Napi::CallbackInfo& info) { return info.Env().Undefined(); }
 #endif
@@ -237,6 +268,8 @@ Napi::Value with_cuda(const Napi::CallbackInfo& info) {
 
 void register_adamw_cuda_ops(Napi::Env env, Napi::Object ops) {
   ops.Set("adamwCuda", Napi::Function::New(env, with_cuda<adamw>));
+  ops.Set("storeRowsCuda", Napi::Function::New(env, with_cuda<store_rows>));
+  ops.Set("loadRowsCuda", Napi::Function::New(env, with_cuda<load_rows>));
   ops.Set("rowSquaresCuda", Napi::Function::New(env, with_cuda<row_squares>));
   ops.Set("adamwCudaTime", Napi::Function::New(env, with_cuda<adamw_time>));
 }

@@ -65,18 +65,6 @@ Napi::Object adamw_totals(Napi::Env env, const std::vector<AdamwRow>& rows) {
   return result;
 }
 
-namespace {
-
-// adamw({ … }, options) → { updateSquares, changedCodes, saturated }; arrays are changed in place.
-Napi::Value adamw(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&]() -> Napi::Value {
-    const AdamwArgs args = adamw_args_of(info[0].As<Napi::Object>());
-    std::vector<AdamwRow> rows(static_cast<size_t>(args.row_count));
-    adamw_cpu(rows.data(), args, ops_cpu(info));
-    return adamw_totals(info.Env(), rows);
-  });
-}
-
 StoreRowsArgs store_args_of(const Napi::Object& o) {
   StoreRowsArgs args;
   args.row_begin = static_cast<int64_t>(number_of(o, "rowBegin", 0));
@@ -88,6 +76,18 @@ StoreRowsArgs store_args_of(const Napi::Object& o) {
   args.parameter = static_cast<uint32_t>(number_of(o, "parameter", 0));
   args.step = static_cast<uint32_t>(number_of(o, "step", 0));
   return args;
+}
+
+namespace {
+
+// adamw({ … }, options) → { updateSquares, changedCodes, saturated }; arrays are changed in place.
+Napi::Value adamw(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    const AdamwArgs args = adamw_args_of(info[0].As<Napi::Object>());
+    std::vector<AdamwRow> rows(static_cast<size_t>(args.row_count));
+    adamw_cpu(rows.data(), args, ops_cpu(info));
+    return adamw_totals(info.Env(), rows);
+  });
 }
 
 // storeRows({ format, values, scales, rows, K, rowBegin, rowCount, seed, parameter, step }, x f32[rowCount, K],
