@@ -185,7 +185,8 @@ void update_packed_row(const AdamwArgs& args, int64_t row, const float* g, Adamw
   const int64_t K = args.K;
   const Draw draw{args.seed, args.parameter, args.step};
   uint8_t *m_scales = args.m.scales + row * (K / 16), *v_scales = args.v.scales + row * (K / 16);
-  const PackedRow constants = packed_row(args, args.v.rows[row], args.m.rows[row]);
+  PackedRow constants = packed_step(args);
+  enter_row(constants, args.v.rows[row], args.m.rows[row]);
   const bool fresh = v_scales[0] == 0;
   CentreSum sum;
   if (fresh) sum = fresh_sum(constants, g, K);
