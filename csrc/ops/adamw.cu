@@ -214,8 +214,7 @@ __device__ bool stopped(AdamwRow* rows, const AdamwArgs& args) {
 // computes   m, v, u and the weights of each block of 16 by itself; then the row's totals and its next centre
 // moves      nvfp4: 3.375 B an element of weights and moments, read and written, and the gradient (2 or 4 B) once
 // launch     grid what is resident, block 128, smem 44 KiB of tables; 1, 2 or 4 warps go from row to row, a thread
-// takes
-//            a block of 16 columns a round, codes in 8-byte accesses
+//            takes a block of 16 columns a round, codes in 8-byte accesses
 // needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
 // numerics   the functions of ops/adamw_packed.h: codes, scales, rows and masters are the CPU's bytes
 // measured   not yet
