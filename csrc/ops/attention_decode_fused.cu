@@ -267,6 +267,9 @@ void launch(const AttentionDecodeFusedCuda& args, cudaStream_t stream) {
   const auto kernel = attention_decode_fused_kernel<D, kStages>;
   constexpr auto kBytes = static_cast<int>(sizeof(Shared<D, kStages>));
   QN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  // As the products before and after (gemv.cu), so that their blocks share a multiprocessor.
+  QN_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;

@@ -56,7 +56,8 @@ struct Kernel {
   int tile_units;              // of a row in all planes
   int step_tiles, step_units;  // kWarps units further
   bool y_f32, accumulate, swiglu;
-  bool overlap_previous;
+  bool fill_early;  // weights are fetched before the previous kernel is waited for
+  GemvTrigger trigger;
 };
 
 // A unit is kRows rows of a tile of 128 · kChunks columns: what a warp copies and multiplies at a time. In shared
@@ -428,7 +429,7 @@ __global__ void __launch_bounds__(Layout::kThreads, Layout::kWhole ? 2 : 1)
   uint8_t* const zeros = staged + T * p.units * Unit::kXBytes;
   auto* const sums = reinterpret_cast<float*>(zeros + (kOneToken ? kZeroBytes<Unit> : 0));
 
-  let_next_kernel_start();
+  if (p.trigger == GemvTrigger::kFirst) let_next_kernel_start();
   const Part part(p);
   const int units = (part.rows + Unit::kRows - 1) / Unit::kRows * p.tile_units;
   Ring<Layout> ring(p, part, shared, warp, lane);
@@ -439,10 +440,11 @@ __global__ void __launch_bounds__(Layout::kThreads, Layout::kWhole ? 2 : 1)
   };
   // Weights depend on no kernel before this one, so they travel while it is waited for. Where nothing is, x goes first,
   // which else would wait behind them.
-  if (p.overlap_previous) fill_ring();
+  if (p.fill_early) fill_ring();
   Eight norm_ahead{};
   if (kOneToken && p.norm && thread < p.K / 8) norm_ahead = load8(p.norm + thread * 8);
   wait_for_previous_kernel();
+  if (p.trigger == GemvTrigger::kAfterWait) let_next_kernel_start();
   uint4 ahead[kAhead];
   if constexpr (kOneToken) {
 #pragma unroll
@@ -458,7 +460,7 @@ __global__ void __launch_bounds__(Layout::kThreads, Layout::kWhole ? 2 : 1)
   const Matrix& matrix = p.matrices[part.matrix];
   float before = 0;
   if (kOneToken && p.accumulate && thread < part.outputs) before = load_y(p, matrix, part.first + thread);
-  if (!p.overlap_previous) fill_ring();
+  if (!p.fill_early) fill_ring();
 
   if constexpr (kOneToken) {
     for (int i = thread; i < kZeroBytes<Unit> / 16; i += Layout::kThreads)
@@ -473,6 +475,7 @@ __global__ void __launch_bounds__(Layout::kThreads, Layout::kWhole ? 2 : 1)
   if (items > 0) __syncthreads();
   stage_x<Layout>(staged, norm_sums, p, ahead, norm_ahead, lane);
   __syncthreads();
+  if (p.trigger == GemvTrigger::kStaged) let_next_kernel_start();
 
   // One token: the lanes 4g + q of columns g of b that belong to other lanes than q read zeros, of other banks than
   // those that do not. Several: lanes past the last token repeat it; their sums are not kept.
@@ -519,6 +522,7 @@ __global__ void __launch_bounds__(Layout::kThreads, Layout::kWhole ? 2 : 1)
     k += p.step_units;
     if (k >= p.tile_units) k -= p.tile_units;
   }
+  if (p.trigger == GemvTrigger::kMultiplied) let_next_kernel_start();
   __syncthreads();
 
 #pragma unroll 1
@@ -550,6 +554,7 @@ constexpr int64_t kPartialBytes = 24 * 1024;  // of unit sums, at most
 // How a launch is laid out, and its shared memory. tokens == 0: not even one fits.
 struct Choice {
   int tokens, warps, stages, chunks;
+  bool overlaps, default_carveout;
   int blocks_end[kGemvMatrices];
   int64_t bytes;
   int rows() const { return tokens == 1 ? 8 : 16; }
@@ -577,6 +582,11 @@ void launch(const Kernel& p, const Choice& choice, cudaStream_t stream) {
   const auto kernel = gemv_nvfp4_kernel<Layout>;
   QN_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(choice.bytes)));
+  // All kernels of a chain divide L1 and shared memory alike, else a multiprocessor must be empty before the next
+  // starts.
+  QN_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                           choice.default_carveout ? cudaSharedmemCarveoutDefault : cudaSharedmemCarveoutMaxShared));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -586,7 +596,7 @@ void launch(const Kernel& p, const Choice& choice, cudaStream_t stream) {
   config.dynamicSmemBytes = static_cast<size_t>(choice.bytes);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = p.overlap_previous ? 1 : 0;
+  config.numAttrs = choice.overlaps ? 1 : 0;
   QN_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, p));
 }
 
@@ -634,12 +644,26 @@ int64_t outputs_per_block(const int64_t (&outputs)[kGemvMatrices], int64_t block
   }
 }
 
+// Where there are fewer blocks than multiprocessors, others fill up: a next kernel that started early would have two
+// blocks on an idle multiprocessor, and none elsewhere.
+void deal_spare_blocks(int64_t (&blocks)[kGemvMatrices], const int64_t (&outputs)[kGemvMatrices], int64_t spare) {
+  for (; spare > 0; --spare) {
+    int most = 0;
+    for (int i = 1; i < kGemvMatrices; ++i)
+      if (outputs[i] * blocks[most] > outputs[most] * blocks[i]) most = i;
+    if (outputs[most] <= blocks[most]) return;
+    ++blocks[most];
+  }
+}
+
 // The layout for up to `tokens` tokens: the longest ring that fits, fewer tokens when none does.
 Choice choose(const GemvCudaArgs& args, const int64_t (&outputs)[kGemvMatrices], int planes, int64_t tokens,
               bool whole) {
   const GemvTuning& tuning = args.tuning;
   const int64_t limit = shared_limit();
   Choice choice{};
+  choice.overlaps = args.overlap_previous;
+  choice.default_carveout = tuning.default_carveout;
   choice.chunks = tuning.chunks ? tuning.chunks : 4;
   const int64_t resident =
       int64_t{device_attribute(cudaDevAttrMultiProcessorCount)} * (tuning.blocks ? tuning.blocks : 1);
@@ -651,9 +675,11 @@ Choice choose(const GemvCudaArgs& args, const int64_t (&outputs)[kGemvMatrices],
     // One wave of blocks, unless one would then have more sums than it can keep.
     const int64_t most = std::min(outputs_per_block(outputs, std::max<int64_t>(resident, kGemvMatrices)),
                                   std::max<int64_t>(1, kPartialBytes / tile_bytes) * tile_outputs);
+    int64_t blocks[kGemvMatrices], spare = resident;
+    for (int i = 0; i < kGemvMatrices; ++i) spare -= blocks[i] = (outputs[i] + most - 1) / most;
+    if (!tuning.uneven) deal_spare_blocks(blocks, outputs, spare);
     int64_t end = 0;
-    for (int i = 0; i < kGemvMatrices; ++i)
-      choice.blocks_end[i] = static_cast<int>(end += (outputs[i] + most - 1) / most);
+    for (int i = 0; i < kGemvMatrices; ++i) choice.blocks_end[i] = static_cast<int>(end += blocks[i]);
     for (const int stages : {2, 1}) {
       choice.stages = tuning.stages ? tuning.stages : whole ? stages : 1;
       choice.bytes = base_bytes(choice, args.K) + (most + tile_outputs - 1) / tile_outputs * tile_bytes;
@@ -713,7 +739,8 @@ void gemv_nvfp4_cuda(const GemvCudaArgs& args, CudaStream stream) {
     p.y_f32 = args.y_type == CudaFloat::kF32;
     p.accumulate = args.accumulate;
     p.swiglu = args.swiglu;
-    p.overlap_previous = args.overlap_previous;
+    p.fill_early = args.overlap_previous && !args.tuning.fill_late;
+    p.trigger = args.tuning.trigger == GemvTrigger::kChosen ? GemvTrigger::kAfterWait : args.tuning.trigger;
     const float sum_scale = choice.tokens == 1 ? kTokenSumScale : kTokensSumScale;
     for (int i = 0; i < kGemvMatrices; ++i) {
       const GemvMatrix& from = args.matrices[i];

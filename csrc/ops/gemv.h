@@ -33,9 +33,16 @@ struct GemvMatrix {
   int64_t y_stride = 0;  // elements from token to token; 0: N
 };
 
+// When a block lets the next kernel start.
+enum class GemvTrigger : uint8_t { kChosen, kFirst, kAfterWait, kStaged, kMultiplied };
+
 // How the kernel is laid out; zeros: chosen by shape. For benchmarks.
 struct GemvTuning {
   int stages = 0, chunks = 0, blocks = 0;  // units in flight a warp, 128 columns of a unit, blocks a multiprocessor
+  GemvTrigger trigger = GemvTrigger::kChosen;
+  bool fill_late = false;         // fetches no weights before the wait, where it overlaps
+  bool default_carveout = false;  // leaves the division of L1 and shared memory to the driver
+  bool uneven = false;            // as few blocks as the most rows a block allow
 };
 
 struct GemvCudaArgs {

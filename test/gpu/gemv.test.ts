@@ -7,7 +7,7 @@ const probe = ops.probeCuda!() as { devices: number; reason: string }
 const withCuda = probe.devices > 0 ? describe : describe.skip
 
 /** Several layouts of the kernel for one token, the chosen one among them. */
-const LAYOUTS = [{}, { stages: 1 }, { stages: 4, blocks: 2 }, { stages: 2, chunks: 2 }]
+const LAYOUTS = [{}, { stages: 1, uneven: true }, { stages: 4, blocks: 2 }, { stages: 2, chunks: 2 }]
 
 /** As in linear.test.ts: truncating f32 sums in the tensor cores. */
 const atol = (K: number) => 2 ** -23 * (K / 4) * 0.41 * Math.sqrt(K) + 1e-6
@@ -181,15 +181,19 @@ withCuda(`matrix-vector products on CUDA${probe.reason && ` (${probe.reason})`}`
     const norm = seededValues(K, 19)
     for (const T of [1, 4]) {
       const start = toBf16(seededValues(T * K, 20))
-      const run = (overlap: boolean) => {
+      const run = (options: object) => {
         const x = start.slice()
-        ops.gemvChainCuda!(x, weight, T, 100, { norm, overlap })
+        ops.gemvChainCuda!(x, weight, T, 100, { norm, ...options })
         return x
       }
-      const expected = run(false)
+      const expected = run({})
       expect(fromBf16(expected).every(Number.isFinite)).toBe(true)
-      for (let i = 0; i < 5; i++) expectSameBytes(run(true), expected)
-      expectSameBytes(run(false), expected)
+      for (const trigger of [1, 2, 3, 4]) {
+        for (const fillLate of [false, true]) {
+          for (let i = 0; i < 3; i++) expectSameBytes(run({ overlap: true, trigger, fillLate }), expected)
+        }
+      }
+      expectSameBytes(run({}), expected)
     }
   })
 

@@ -1,18 +1,24 @@
 // Matrix-vector products on device 0 from host arrays, bf16 as Uint16Array (ys: or Float32Array):
 //   gemvCuda(ys[], x, weights[], T, { accumulate?, swiglu?, norm?, normEps?, overlap?, tuning })
 //   gemvBackwardInputCuda(dx, dy, weights[], T, accumulate)
-//   gemvChainCuda(x, weight [K, K], T, count, { norm, normEps?, overlap? })   x = norm(x) · wᵀ, count times, in a graph
+//   gemvChainCuda(x, weight [K, K], T, count, { norm, normEps?, overlap?, tuning })
+//                x = norm(x) · wᵀ, count times, in a graph
 // and for benchmarks, on random data, as microseconds inside a CUDA graph:
-//   gemvCudaTime({ T, K, rows: [N, …], swiglu?, accumulate?, norm?, residual?, overlap?, ringBytes, tuning }, replays)
+//   gemvCudaTime({ T, K, rows: [N, …], swiglu?, accumulate?, norm?, residual?, overlap?, ringBytes, launches?: at
+//   least,
+//                tuning }, replays)
 //   gemvBackwardInputCudaTime({ T, K, rows: [N, …], residual?, ringBytes }, replays)
-//   gemvLayersCudaTime({ T, layers, overlap?, qkv: {}, o: {}, gateUp: {}, down: {}, head: {} }, replays)
-// per launch through distinct weights of ringBytes in all, and per token of Qwen3-4B's projections, whose layouts the
-// five options choose; tuning stands for { stages?, chunks?, blocks? } (GemvTuning).
+//   gemvLayersCudaTime({ T, layers, context?, variants }, replays)
+// per launch through distinct weights of ringBytes in all, and per token of Qwen3-4B's projections, with decode
+// attention where there is a context (T 1), for each of the variants { qkv, o, gateUp, down, head: { overlap?, tuning
+// }, attention: { overlap? } }; tuning stands for the fields of GemvTuning.
 #include <algorithm>
 #include <vector>
 
 #include "binding/ops/cuda_ops.h"
+#include "binding/ops/device_pages.h"
 #include "core/cuda_graph_timer.h"
+#include "ops/attention_decode_fused.h"
 #include "ops/gemv.h"
 #include "ops/gemv_backward_input.h"
 
@@ -28,7 +34,12 @@ Napi::Value member(const Napi::Value& options, const char* name) {
 
 GemvTuning tuning_of(const Napi::Value& options) {
   const auto value = [&](const char* name) { return static_cast<int>(option(options, name)); };
-  return {value("stages"), value("chunks"), value("blocks")};
+  GemvTuning tuning{value("stages"), value("chunks"), value("blocks")};
+  tuning.trigger = static_cast<GemvTrigger>(value("trigger"));
+  tuning.fill_late = flag(member(options, "fillLate"));
+  tuning.default_carveout = flag(member(options, "defaultCarveout"));
+  tuning.uneven = flag(member(options, "uneven"));
+  return tuning;
 }
 
 float norm_eps(const Napi::Value& options) {
@@ -104,6 +115,7 @@ void run_chain(const Napi::CallbackInfo& info) {
   args.norm = norm.as<float>();
   args.norm_eps = norm_eps(options);
   args.overlap_previous = flag(member(options, "overlap"));
+  args.tuning = tuning_of(options);
   // The graph runs once more to warm up, and launch 0 alone before it: an even count leaves the result in x.
   int64_t calls = 0;
   uint16_t* const buffers[2] = {x.bf16(), other.as<uint16_t>()};
@@ -190,9 +202,10 @@ double time_gemv(const Napi::Value& dims, int64_t replays) {
   args.overlap_previous = flag(member(dims, "overlap"));
   if (flag(member(dims, "norm"))) args.norm = norm.as<float>();
   args.tuning = tuning_of(dims);
-  return cuda_graph_microseconds(ring.count, replays, [&](int64_t i, CudaStream stream) {
+  const int64_t launches = std::max(ring.count, option(dims, "launches"));
+  return cuda_graph_microseconds(launches, replays, [&](int64_t i, CudaStream stream) {
     for (size_t part = 0; part < ring.parts(); ++part) {
-      const WeightView w = ring.at(i, part);
+      const WeightView w = ring.at(i % ring.count, part);
       args.matrices[part] = {y.as<uint16_t>() + ring.T * ring.begins[part], w.rows, w.packed, w.residual, 0};
     }
     gemv_nvfp4_cuda(args, stream);
@@ -218,24 +231,48 @@ double time_backward_input(const Napi::Value& dims, int64_t replays) {
 
 constexpr int64_t kHidden = 2560, kQuery = 4096, kKeys = 1024, kFfn = 9728, kVocab = 151936;
 
-double time_layers(const Napi::Value& dims, int64_t replays) {
-  const int64_t T = option(dims, "T"), layers = option(dims, "layers");
-  const WeightRing qkv(kQuery + 2 * kKeys, kHidden, layers), o(kHidden, kQuery, layers),
-      gate_up(2 * kFfn, kHidden, layers), down(kHidden, kFfn, layers), head(kVocab, kHidden, 1);
-  const CudaBuffer h = random_bf16(T * kHidden), q(T * kQuery * 2), k(T * kKeys * 2), v(T * kKeys * 2),
-                   act(T * kFfn * 2), logits(T * kVocab * 4), norm = ones(kHidden);
-  const bool overlap = flag(member(dims, "overlap"));
-  const auto launch = [&](const char* name, const CudaBuffer& x, const CudaBuffer* x_norm, const WeightRing& ring,
-                          int64_t i, std::initializer_list<std::pair<const CudaBuffer*, int64_t>> ys, bool accumulate,
-                          CudaStream stream) {
+constexpr int64_t kHeads = 32, kKeyHeads = 8, kHeadDim = 128, kPage = 64;
+
+// The launches of a token between embedding and sampling, as model/decode_cuda.cpp has them.
+struct TimedLayers {
+  int64_t T, layers, context;
+  WeightRing qkv, o, gate_up, down, head;
+  CudaBuffer h, q, k, v, att, act, logits, norm, attention_scratch;
+  TimedPages pages;
+
+  explicit TimedLayers(const Napi::Value& dims)
+      : T(option(dims, "T")),
+        layers(option(dims, "layers")),
+        context(option(dims, "context")),
+        qkv(kQuery + 2 * kKeys, kHidden, layers),
+        o(kHidden, kQuery, layers),
+        gate_up(2 * kFfn, kHidden, layers),
+        down(kHidden, kFfn, layers),
+        head(kVocab, kHidden, 1),
+        h(random_bf16(T * kHidden)),
+        q(random_bf16(T * kQuery)),
+        k(random_bf16(T * kKeys)),
+        v(random_bf16(T * kKeys)),
+        att(random_bf16(T * kQuery)),
+        act(T * kFfn * 2),
+        logits(T * kVocab * 4),
+        norm(ones(kHidden)),
+        pages(context + 1, kKeyHeads, kPage, kHeadDim) {
+    const std::vector<uint8_t> zeros(
+        static_cast<size_t>(attention_decode_fused_scratch_bytes(kHeads, kKeyHeads, kHeadDim)));
+    attention_scratch = on_device(zeros.data(), static_cast<int64_t>(zeros.size()));
+  }
+
+  void product(const Napi::Value& options, const CudaBuffer& x, const CudaBuffer* x_norm, const WeightRing& ring,
+               int64_t i, std::initializer_list<std::pair<const CudaBuffer*, int64_t>> ys, CudaStream stream) const {
     GemvCudaArgs args{};
     args.x = x.as<uint16_t>();
     args.T = T;
     args.K = ring.K;
     args.norm = x_norm ? x_norm->as<float>() : nullptr;
-    args.accumulate = accumulate;
-    args.overlap_previous = overlap;
-    args.tuning = tuning_of(member(dims, name));
+    args.accumulate = !x_norm;
+    args.overlap_previous = flag(member(options, "overlap"));
+    args.tuning = tuning_of(options);
     args.matrix_count = 0;
     int64_t begin = 0;
     for (const auto& [y, rows] : ys) {
@@ -248,16 +285,46 @@ double time_layers(const Napi::Value& dims, int64_t replays) {
     args.swiglu = ring.N == 2 * kFfn;
     args.y_type = ring.N == kVocab ? CudaFloat::kF32 : CudaFloat::kBF16;
     gemv_nvfp4_cuda(args, stream);
-  };
-  return cuda_graph_microseconds(1, replays, [&](int64_t, CudaStream stream) {
-    for (int64_t i = 0; i < layers; ++i) {
-      launch("qkv", h, &norm, qkv, i, {{&q, kQuery}, {&k, kKeys}, {&v, kKeys}}, false, stream);
-      launch("o", q, nullptr, o, i, {{&h, kHidden}}, true, stream);
-      launch("gateUp", h, &norm, gate_up, i, {{&act, kFfn}, {&act, kFfn}}, false, stream);
-      launch("down", act, nullptr, down, i, {{&h, kHidden}}, true, stream);
-    }
-    launch("head", h, &norm, head, 0, {{&logits, kVocab}}, false, stream);
-  });
+  }
+
+  void attend(const Napi::Value& options, int64_t i, CudaStream stream) const {
+    if (context == 0) return;
+    AttentionDecodeFusedCuda args{};
+    args.y = att.as<uint16_t>();
+    args.slots = {pages.keys(i).get(), pages.values(i).get(), kPage, context, nullptr};
+    args.q = q.as<uint16_t>();
+    args.k = k.as<uint16_t>();
+    args.v = v.as<uint16_t>();
+    args.q_w = args.k_w = args.cosines = args.sines = norm.as<float>();  // any values do
+    args.scratch = attention_scratch.as<void>();
+    args.Q = kHeads;
+    args.KV = kKeyHeads;
+    args.D = kHeadDim;
+    args.eps = 1e-6f;
+    args.overlap_previous = flag(member(options, "overlap"));
+    attention_decode_fused_cuda(args, stream);
+  }
+
+  double time(const Napi::Value& variant, int64_t replays) const {
+    return cuda_graph_microseconds(1, replays, [&](int64_t, CudaStream stream) {
+      for (int64_t i = 0; i < layers; ++i) {
+        product(member(variant, "qkv"), h, &norm, qkv, i, {{&q, kQuery}, {&k, kKeys}, {&v, kKeys}}, stream);
+        attend(member(variant, "attention"), i, stream);
+        product(member(variant, "o"), att, nullptr, o, i, {{&h, kHidden}}, stream);
+        product(member(variant, "gateUp"), h, &norm, gate_up, i, {{&act, kFfn}, {&act, kFfn}}, stream);
+        product(member(variant, "down"), act, nullptr, down, i, {{&h, kHidden}}, stream);
+      }
+      product(member(variant, "head"), h, &norm, head, 0, {{&logits, kVocab}}, stream);
+    });
+  }
+};
+
+Napi::Value run_time_layers(const Napi::CallbackInfo& info) {
+  const TimedLayers token(info[0]);
+  const auto variants = member(info[0], "variants").As<Napi::Array>();
+  const Napi::Array times = Napi::Array::New(info.Env(), variants.Length());
+  for (uint32_t i = 0; i < variants.Length(); ++i) times.Set(i, token.time(variants.Get(i), integer(info[1])));
+  return times;
 }
 
 Napi::Value run_time_gemv(const Napi::CallbackInfo& info) {
@@ -266,10 +333,6 @@ Napi::Value run_time_gemv(const Napi::CallbackInfo& info) {
 
 Napi::Value run_time_backward_input(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), time_backward_input(info[0], integer(info[1])));
-}
-
-Napi::Value run_time_layers(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), time_layers(info[0], integer(info[1])));
 }
 
 #endif
