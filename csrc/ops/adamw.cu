@@ -55,11 +55,7 @@ __device__ void write_row(AdamwRow* row, const RowShared& shared) {
 __device__ __forceinline__ void step_nvfp4_weight(const AdamwArgs& args, int64_t at, Nvfp4Block codes, const float* u,
                                                   const BlockWords& words, RowTotals& totals) {
   const Nvfp4Block before = codes;
-  if (args.mode == WeightMode::kNvfp4) {
-    step_weight_block(args, codes, u, words, totals.saturated);
-  } else {
-    step_nearest_block(args, args.mode, at, codes, u, words, totals.saturated);
-  }
+  step_nvfp4_block(args, at, codes, u, words, totals.saturated);
   store_packed(args.codes, args.scales, at, codes);
   totals.changed_codes += count_changes(codes, before);
 }
@@ -74,7 +70,7 @@ __device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const Pai
   if constexpr (kPath == WeightPath::kNvfp4) {
     step_weight_words(args, tables, codes, u, words, totals.saturated);
   } else if constexpr (kPath == WeightPath::kNvfp4Residual) {
-    step_nearest_block(args, WeightMode::kNvfp4Residual, at, codes, u, words, totals.saturated);
+    step_residual_words(args, tables, at, codes, u, words, totals.saturated);
   } else {
     return step_nvfp4_weight(args, at, codes, u, words, totals);
   }

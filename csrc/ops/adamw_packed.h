@@ -393,14 +393,13 @@ QN_ADAMW_FN void store_fresh(uint32_t* m_codes, uint8_t& m_scale, uint32_t* v_co
 // A block of scale 0 moves in units of the smallest scale, as inverse_scale() has it.
 QN_ADAMW_FN float weight_unit(uint32_t scale) { return e4m3_value(scale > 0 ? scale : 1u); }
 
-// Codes and scale for x f32[16] in units of the second level, in and out.
-template <bool kStochastic>
-QN_ADAMW_FN void sticky_block(uint32_t* codes, uint8_t& scale, const float* x, const uint32_t* draws, uint32_t growth,
-                              int32_t& saturated) {
+// The nearest codes of a master x f32[16], in units of the second level, under a sticky scale, in and out.
+QN_ADAMW_FN void step_nearest_codes(uint32_t* codes, uint8_t& scale, const float* x, uint32_t growth,
+                                    int32_t& saturated) {
   const StickyScale next = sticky_scale(scale, amax_of_block(x), growth, saturated);
   scale = static_cast<uint8_t>(next.code);
-  const float S = e4m3_value(next.code), limit = next.limit, boost = kStochastic ? next.boost : 0.0f;
-  QN_LANES(i) codes[i] = sticky_code<kStochastic>(x[i], codes[i], S, limit, boost, kStochastic ? draws[i] : 0u);
+  const float S = e4m3_value(next.code);
+  QN_LANES(i) codes[i] = nearest_code(x[i], codes[i], S);
 }
 
 // |t| in units of the old scale to units of the next.
@@ -414,30 +413,64 @@ QN_ADAMW_FN float rescaled(float a, const Rescale& rescale) {
   return fused(larger(a - rescale.limit, 0.0f), rescale.boost, a) * rescale.factor;
 }
 
+// The code of t, |t| cut at 6, with the draws of a stochastic rounding or, for all, kNearest (ties up in magnitude).
+constexpr uint32_t kNearest = 1u << 23;
+QN_ADAMW_FN uint32_t weight_code(float t, uint32_t draw, uint32_t old) {
+  const uint32_t magnitude = rounded_e2m1(smaller(magnitude_of(t), 6.0f), draw);
+  return with_zero_of<MomentFormat::kNvfp4>(magnitude | e2m1_sign_of(t), old);
+}
+// t f32[16] and its scale to the scale that sticky_scale() chose.
+QN_ADAMW_FN void rescale_weights(float* t, uint8_t& scale, const StickyScale& next) {
+  if (next.code == scale) return;
+  const Rescale rescale = rescale_of(scale, next, inverse_scale(next.code));
+  scale = static_cast<uint8_t>(next.code);
+  QN_LANES(i) t[i] = float_of(bits_of(rescaled(magnitude_of(t[i]), rescale)) | (bits_of(t[i]) & 0x80000000u));
+}
+
 // `codes` under stochastic rounding and sticky scales, u f32[16]; codes and scale in and out. All is done in units of
-// the scale: sticky_block<true>() but for roundings of f32.
+// the scale.
 QN_ADAMW_FN void step_weights(const AdamwArgs& args, uint32_t* codes, uint8_t& scale, const float* u,
                               const uint32_t* draws, uint32_t growth, int32_t& saturated) {
   const float unit = weight_unit(scale), rate = -(args.rate * inverse_scale(scale));
-  float t[16], base[16];
+  float t[16];
+  int32_t moved = 0;
   QN_LANES(i) {
-    base[i] = scale > 0 ? e2m1_value(codes[i]) : 0.0f;
-    t[i] = fused(rate, u[i], base[i] * args.keep);
+    const float base = scale > 0 ? e2m1_value(codes[i]) : 0.0f;
+    t[i] = fused(rate, u[i], base * args.keep);
+    moved |= t[i] != base ? 1 : 0;
   }
   const StickyScale next = sticky_scale(scale, amax_of_block(t) * unit, growth, saturated);
-  if (next.code == 0) return;
-  if (next.code != scale) {
-    int32_t moved = 0;
-    QN_LANES(i) moved |= t[i] != base[i] ? 1 : 0;
-    if (moved == 0) return;
-    const Rescale rescale = rescale_of(scale, next, inverse_scale(next.code));
-    scale = static_cast<uint8_t>(next.code);
-    QN_LANES(i) t[i] = float_of(bits_of(rescaled(magnitude_of(t[i]), rescale)) | (bits_of(t[i]) & 0x80000000u));
-  }
+  if (next.code == 0 || moved == 0) return;
+  rescale_weights(t, scale, next);
+  QN_LANES(i) codes[i] = weight_code(t[i], draws[i], codes[i]);
+}
+
+// Nearest codes under a sticky scale, and what they miss stochastically into the residual.
+QN_ADAMW_FN void step_residual_weights(const AdamwArgs& args, uint32_t* codes, uint8_t& scale, uint32_t* residual,
+                                       uint8_t& residual_scale, const float* u, const uint32_t* draws, uint32_t growth,
+                                       uint32_t residual_growth, int32_t& saturated) {
+  const float unit = weight_unit(scale), rate = -(args.rate * inverse_scale(scale));
+  const float rest = e4m3_value(residual_scale) * kResidualUnit * inverse_scale(scale);  // in units of the codes
+  float t[16];
+  int32_t moved = 0;
   QN_LANES(i) {
-    const uint32_t magnitude = rounded_e2m1(smaller(magnitude_of(t[i]), 6.0f), draws[i]);
-    codes[i] = with_zero_of<MomentFormat::kNvfp4>(magnitude | e2m1_sign_of(t[i]), codes[i]);
+    const float base = fused(e2m1_value(residual[i]), rest, scale > 0 ? e2m1_value(codes[i]) : 0.0f);
+    t[i] = fused(rate, u[i], base * args.keep);
+    moved |= t[i] != base ? 1 : 0;
   }
+  if (moved == 0) return;
+  StickyScale next = sticky_scale(scale, amax_of_block(t) * unit, growth, saturated);
+  next.boost = 0;
+  rescale_weights(t, scale, next);
+  const float to_rest = weight_unit(scale) * (1 / kResidualUnit) * inverse_scale(residual_scale);
+  QN_LANES(i) {
+    codes[i] = scale > 0 ? weight_code(t[i], kNearest, codes[i]) : codes[i];
+    t[i] = (t[i] - (scale > 0 ? e2m1_value(codes[i]) : 0.0f)) * to_rest;
+  }
+  next = sticky_scale(residual_scale, amax_of_block(t) * weight_unit(residual_scale), residual_growth, saturated);
+  if (next.code == 0) return;
+  rescale_weights(t, residual_scale, next);
+  QN_LANES(i) residual[i] = weight_code(t[i], draws[i], residual[i]);
 }
 
 }  // namespace qn::adamw

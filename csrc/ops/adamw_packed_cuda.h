@@ -249,37 +249,26 @@ __device__ __forceinline__ void step_nvfp4_moments(const PackedRow& row, const P
   m_block.scale = static_cast<uint8_t>(scale);
 }
 
-// Whether a block whose scale is not 0 moves at all: t f32[16] is where it goes.
-__device__ __forceinline__ bool moved_from(const PairTables& tables, const Nvfp4Block& block, const float* t) {
-  bool moved = false;
+__device__ __forceinline__ void load_values(float* x, const PairTables& tables, const Nvfp4Block& block) {
   QN_PAIRS(p) {
     const float2 value = pair_of(tables.values, block.word, p);
-    moved |= (t[2 * p] != value.x) | (t[2 * p + 1] != value.y);
+    x[2 * p] = value.x;
+    x[2 * p + 1] = value.y;
   }
+}
+// Whether a block whose scale is not 0 moves at all: t f32[16] is where it goes.
+__device__ __forceinline__ bool moved_from(const PairTables& tables, const Nvfp4Block& block, const float* t) {
+  float base[16];
+  load_values(base, tables, block);
+  bool moved = false;
+  QN_EACH_OF(16) moved |= t[i] != base[i];
   return moved;
 }
 
-// step_weights() of ops/adamw_packed.h.
-__device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const PairTables& tables, Nvfp4Block& block,
-                                                  const float* u, const BlockWords& words, int32_t& saturated) {
-  const float rate = -(args.rate * tables.inverse_scales[block.scale]);
-  float t[16];
-  QN_PAIRS(p) {
-    const float2 value = pair_of(tables.values, block.word, p);
-    t[2 * p] = value.x;
-    t[2 * p + 1] = value.y;
-  }
-  if (args.keep != 1.0f || block.scale == 0) {
-    const float keep = block.scale > 0 ? args.keep : 0.0f;
-    QN_EACH_OF(16) t[i] *= keep;
-  }
-  QN_EACH_OF(16) t[i] = fused(rate, u[i], t[i]);
-  const float reach = amax_of_block(t);
-  const StickyScale next = sticky_scale(block.scale, reach * weight_unit(block.scale), words.w[kGrowthWord], saturated);
-  if (next.code == 0) return;
-  const Nvfp4Block before = block;
+// t f32[16], which reaches `reach`, to the next scale, and below the codes' 8.
+__device__ __forceinline__ void rescale_words(const PairTables& tables, Nvfp4Block& block, const StickyScale& next,
+                                              float* t, float reach) {
   if (next.code != block.scale) {
-    if (next.code < block.scale && !moved_from(tables, before, t)) return;
     const Rescale rescale = rescale_of(block.scale, next, tables.inverse_scales[next.code]);
     block.scale = static_cast<uint8_t>(next.code);
     QN_EACH_OF(16) t[i] = copysignf(rescaled(magnitude_of(t[i]), rescale), t[i]);
@@ -287,11 +276,80 @@ __device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const P
   if (!(reach < 8.0f)) {
     QN_EACH_OF(16) t[i] = smaller(larger(t[i], -6.0f), 6.0f);
   }
-  const WeightDraws draws(words);
+}
+// weight_code() of t f32[16].
+template <typename Draws>
+__device__ __forceinline__ void store_words(Nvfp4Block& block, const float* t, const Draws& draws) {
   QN_EACH_OF(2) {
     block.word[i] =
-        with_signs(cut_at_seven(rounded_magnitudes(t + 8 * i, draws, 8 * i)), signs_of(t + 8 * i), before.word[i]);
+        with_signs(cut_at_seven(rounded_magnitudes(t + 8 * i, draws, 8 * i)), signs_of(t + 8 * i), block.word[i]);
   }
+}
+struct NearestDraws {
+  __device__ uint32_t operator()(int) const { return kNearest; }
+};
+
+// step_weights() of ops/adamw_packed.h.
+__device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const PairTables& tables, Nvfp4Block& block,
+                                                  const float* u, const BlockWords& words, int32_t& saturated) {
+  const float rate = -(args.rate * tables.inverse_scales[block.scale]);
+  float t[16];
+  load_values(t, tables, block);
+  if (args.keep != 1.0f || block.scale == 0) {
+    const float keep = block.scale > 0 ? args.keep : 0.0f;
+    QN_EACH_OF(16) t[i] *= keep;
+  }
+  QN_EACH_OF(16) t[i] = fused(rate, u[i], t[i]);
+  const float reach = amax_of_block(t);
+  const StickyScale next = sticky_scale(block.scale, reach * weight_unit(block.scale), words.w[kGrowthWord], saturated);
+  if (next.code == 0 || (next.code < block.scale && !moved_from(tables, block, t))) return;
+  rescale_words(tables, block, next, t, reach);
+  store_words(block, t, WeightDraws(words));
+}
+
+// step_residual_weights() of ops/adamw_packed.h.
+__device__ __forceinline__ void step_residual_words(const AdamwArgs& args, const PairTables& tables, int64_t at,
+                                                    Nvfp4Block& block, const float* u, const BlockWords& words,
+                                                    int32_t& saturated) {
+  Nvfp4Block residual = load_packed<MomentFormat::kNvfp4>(args.residual_codes, args.residual_scales, at);
+  const float inverse = tables.inverse_scales[block.scale], rate = -(args.rate * inverse);
+  const float rest = e4m3_value(residual.scale) * kResidualUnit * inverse;
+  float t[16], base[16];
+  load_values(base, tables, block);
+  load_values(t, tables, residual);
+  if (block.scale == 0) {
+    QN_EACH_OF(16) base[i] = 0;
+  }
+  bool moved = false;
+  QN_EACH_OF(16) {
+    base[i] = fused(t[i], rest, base[i]);
+    t[i] = fused(rate, u[i], base[i] * args.keep);
+    moved |= t[i] != base[i];
+  }
+  if (!moved) return;
+  StickyScale next =
+      sticky_scale(block.scale, amax_of_block(t) * weight_unit(block.scale), words.w[kGrowthWord], saturated);
+  next.boost = 0;
+  if (next.code != block.scale) {
+    const Rescale rescale = rescale_of(block.scale, next, tables.inverse_scales[next.code]);
+    block.scale = static_cast<uint8_t>(next.code);
+    QN_EACH_OF(16) t[i] = copysignf(rescaled(magnitude_of(t[i]), rescale), t[i]);
+  }
+  QN_EACH_OF(16) base[i] = 0;
+  if (block.scale > 0) {
+    float cut[16];
+    QN_EACH_OF(16) cut[i] = smaller(larger(t[i], -6.0f), 6.0f);
+    store_words(block, cut, NearestDraws());
+    load_values(base, tables, block);
+  }
+  const float to_rest = weight_unit(block.scale) * (1 / kResidualUnit) * tables.inverse_scales[residual.scale];
+  QN_EACH_OF(16) t[i] = (t[i] - base[i]) * to_rest;
+  const float reach = amax_of_block(t);
+  next = sticky_scale(residual.scale, reach * weight_unit(residual.scale), words.w[kResidualGrowthWord], saturated);
+  if (next.code == 0) return;
+  rescale_words(tables, residual, next, t, reach);
+  store_words(residual, t, WeightDraws(words));
+  store_packed(args.residual_codes, args.residual_scales, at, residual);
 }
 
 }  // namespace
