@@ -11,8 +11,8 @@ namespace {
 
 constexpr unsigned kWarp = 32, kEveryLane = 0xffffffffu;
 constexpr int kMaxThreads = 320, kMaxWarps = kMaxThreads / kWarp;
-// Of the packed kernel: 16 warps an SM leave a thread 128 registers.
-constexpr int kPackedThreads = 128, kPackedBlocks = 4, kPackedWarps = kPackedThreads / kWarp;
+// Of the packed kernel: three thread blocks an SM leave a thread about 128 registers.
+constexpr int kPackedThreads = 160, kPackedBlocks = 3;
 
 // Weights with a kernel of their own, whose branches on the mode are gone; kOther takes every kind of weight.
 enum class WeightPath { kNvfp4, kNvfp4Residual, kOther };
@@ -26,7 +26,7 @@ __device__ T warp_sum(T x) {
 // What the warps of a thread block tell each other about their row.
 struct RowShared {
   double update_squares[kMaxWarps];
-  int changed_codes[kMaxWarps], saturated[kMaxWarps];
+  int changed_codes[kMaxWarps], saturated[kMaxWarps], eighths[kMaxWarps], live[kMaxWarps];
 };
 
 // All threads; the totals of each warp into `shared`.
@@ -39,6 +39,23 @@ __device__ void share_totals(RowShared& shared, const RowTotals& totals) {
   shared.update_squares[warp] = squares;
   shared.changed_codes[warp] = changed_codes;
   shared.saturated[warp] = saturated;
+}
+__device__ void share_centre(RowShared& shared, const CentreSum& sum) {
+  const unsigned warp = threadIdx.x / kWarp;
+  const int eighths = __reduce_add_sync(kEveryLane, sum.eighths), live = __reduce_add_sync(kEveryLane, sum.live);
+  if (threadIdx.x % kWarp != 0) return;
+  shared.eighths[warp] = eighths;
+  shared.live[warp] = live;
+}
+
+// After a barrier.
+__device__ CentreSum centre_total(const RowShared& shared) {
+  CentreSum total;
+  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) {
+    total.eighths += shared.eighths[warp];
+    total.live += shared.live[warp];
+  }
+  return total;
 }
 // One thread, after a barrier.
 __device__ void write_row(AdamwRow* row, const RowShared& shared) {
@@ -55,7 +72,11 @@ __device__ void write_row(AdamwRow* row, const RowShared& shared) {
 __device__ __forceinline__ void step_nvfp4_weight(const AdamwArgs& args, int64_t at, Nvfp4Block codes, const float* u,
                                                   const BlockWords& words, RowTotals& totals) {
   const Nvfp4Block before = codes;
-  step_nvfp4_block(args, at, codes, u, words, totals.saturated);
+  if (args.mode == WeightMode::kNvfp4) {
+    step_weight_block(args, codes, u, words, totals.saturated);
+  } else {
+    step_nearest_block(args, args.mode, at, codes, u, words, totals.saturated);
+  }
   store_packed(args.codes, args.scales, at, codes);
   totals.changed_codes += count_changes(codes, before);
 }
@@ -68,64 +89,15 @@ __device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const Pai
   }
   const Nvfp4Block before = codes;
   if constexpr (kPath == WeightPath::kNvfp4) {
-    step_weight_words(args, tables, codes, u, words, totals.saturated);
+    step_weight_words(args, tables, at, codes, u, words, totals.saturated);
   } else if constexpr (kPath == WeightPath::kNvfp4Residual) {
-    step_residual_words(args, tables, at, codes, u, words, totals.saturated);
+    step_nearest_block(args, WeightMode::kNvfp4Residual, at, codes, u, words, totals.saturated);
   } else {
     return step_nvfp4_weight(args, at, codes, u, words, totals);
   }
   store_packed(args.codes, args.scales, at, codes);
   totals.changed_codes += count_changes(codes, before);
 }
-
-// The warps that share a row, 1, 2 or 4 neighbours of a thread block, and what they tell each other.
-struct Team {
-  int warps, rank;    // rank: of this warp among them
-  CentreSum* sums;    // [warps]
-  RowTotals* totals;  // [warps]
-  unsigned barrier;
-
-  // Blocks of 16 go to the threads of the team in turn.
-  __device__ int64_t first_block() const {
-    return rank * static_cast<int>(kWarp) + static_cast<int>(threadIdx.x % kWarp);
-  }
-  __device__ int64_t stride() const { return warps * static_cast<int64_t>(kWarp); }
-  __device__ void sync() const {
-    if (warps == 1) return;
-#if defined(__CUDA_ARCH__)
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(warps * static_cast<int>(kWarp)) : "memory");
-#endif
-  }
-  // Over all threads of the team, to all of them.
-  __device__ CentreSum total(CentreSum sum) const {
-    sum = {__reduce_add_sync(kEveryLane, sum.eighths), __reduce_add_sync(kEveryLane, sum.live)};
-    if (warps == 1) return sum;
-    if (threadIdx.x % kWarp == 0) sums[rank] = sum;
-    sync();
-    CentreSum all;
-    for (int warp = 0; warp < warps; ++warp) {
-      all.eighths += sums[warp].eighths;
-      all.live += sums[warp].live;
-    }
-    sync();
-    return all;
-  }
-  __device__ RowTotals total(RowTotals mine) const {
-    mine = {warp_sum(mine.update_squares), __reduce_add_sync(kEveryLane, mine.changed_codes),
-            __reduce_add_sync(kEveryLane, mine.saturated)};
-    if (warps == 1) return mine;
-    if (threadIdx.x % kWarp == 0) totals[rank] = mine;
-    sync();
-    RowTotals all;
-    for (int warp = 0; warp < warps; ++warp) {
-      all.update_squares += totals[warp].update_squares;
-      all.changed_codes += totals[warp].changed_codes;
-      all.saturated += totals[warp].saturated;
-    }
-    sync();
-    return all;
-  }
-};
 
 // The moments of a block in a row that stored nothing yet; u f32[16] out.
 template <MomentFormat kFormat>
@@ -152,10 +124,9 @@ __device__ __noinline__ void fresh_block(const AdamwArgs& args, const PackedRow&
   store_packed(args.v.values, args.v.scales, at, packed_block<kFormat>(v_codes, v_scale));
 }
 // Of this thread's blocks of such a row.
-__device__ __noinline__ CentreSum fresh_sum(const AdamwArgs& args, const PackedRow& row, const Team& team,
-                                            int64_t offset) {
+__device__ __noinline__ CentreSum fresh_sum(const AdamwArgs& args, const PackedRow& row, int64_t offset) {
   CentreSum sum;
-  for (int64_t block = team.first_block(); block < args.K / 16; block += team.stride()) {
+  for (int64_t block = threadIdx.x; block < args.K / 16; block += blockDim.x) {
     float g[16];
     load_gradient(g, args, offset + 16 * block);
     QN_EACH_OF(16) {
@@ -209,36 +180,35 @@ __device__ bool stopped(AdamwRow* rows, const AdamwArgs& args) {
 //
 // computes   m, v, u and the weights of each block of 16 by itself; then the row's totals and its next centre
 // moves      nvfp4: 3.375 B an element of weights and moments, read and written, and the gradient (2 or 4 B) once
-// launch     grid what is resident, block 128, smem 44 KiB of tables; 1, 2 or 4 warps go from row to row, a thread
-//            takes a block of 16 columns a round, codes in 8-byte accesses
+// launch     grid min(rows, what is resident), block min(K/16, 160) up to a multiple of 32, smem 22.5 KiB of tables; a
+//            thread block goes from row to row, a thread takes a block of 16 columns a round, codes in 8-byte accesses
 // needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
 // numerics   the functions of ops/adamw_packed.h: codes, scales, rows and masters are the CPU's bytes
 // measured   not yet
 template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
 __global__ void __launch_bounds__(kPackedThreads, kPackedBlocks)
-    adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args, int team_warps) {
+    adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {
   __shared__ PairTables tables;
-  __shared__ CentreSum sums[kPackedWarps];
-  __shared__ RowTotals totals_of[kPackedWarps];
+  __shared__ RowShared totals_of[2], fresh_totals;
   if (stopped(rows, args)) return;
-  if constexpr (kFormat == MomentFormat::kNvfp4) fill_tables(tables);
-  const int warp = static_cast<int>(threadIdx.x / kWarp), teams = kPackedWarps / team_warps;
-  const int first_warp = warp / team_warps * team_warps;
-  const Team team{team_warps, warp - first_warp, sums + first_warp, totals_of + first_warp,
-                  1 + static_cast<unsigned>(first_warp)};
   const int64_t blocks = args.K / 16;
-  PackedRow constants = packed_step(args);
-  for (int64_t index = int64_t{blockIdx.x} * teams + warp / team_warps; index < args.row_count;
-       index += int64_t{gridDim.x} * teams) {
+  if constexpr (kFormat == MomentFormat::kNvfp4) fill_tables(tables);
+  __syncthreads();
+  int parity = 0;
+  for (int64_t index = blockIdx.x; index < args.row_count; index += gridDim.x, parity ^= 1) {
     const int64_t row = args.row_begin + index, first = row * args.K;
     const bool fresh = args.v.scales[first / 16] == 0;
-    enter_row(constants, args.v.rows[row], args.m.rows[row]);
+    const PackedRow constants = packed_row(args, args.v.rows[row], args.m.rows[row]);
     CentreSum sum;
-    if (fresh) sum = team.total(fresh_sum(args, constants, team, index * args.K));
+    if (fresh) {
+      share_centre(fresh_totals, fresh_sum(args, constants, index * args.K));
+      __syncthreads();
+      sum = centre_total(fresh_totals);
+    }
     const bool stores = !fresh || sum.live > 0;
     const float centre = fresh && stores ? fresh_centre(sum.eighths, sum.live) : 0.0f;
     RowTotals totals;
-    for (int64_t block = team.first_block(); block < blocks; block += team.stride()) {
+    for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
       const int64_t at = first + 16 * block, offset = index * args.K + 16 * block;
       Nvfp4Block codes{};
       if (kPath != WeightPath::kOther || args.storage == Storage::kNvfp4) {
@@ -259,21 +229,20 @@ __global__ void __launch_bounds__(kPackedThreads, kPackedBlocks)
       totals.update_squares += static_cast<double>(squares);
       step_any_weight<kPath>(args, tables, at, codes, u, words, totals);
     }
-    // The scale that says whether the row is fresh was read by all before the first barrier of these.
-    if (!fresh) sum = team.total(sum);
-    totals = team.total(totals);
-    if (team.rank != 0 || threadIdx.x % kWarp != 0) continue;
-    AdamwRow result;
-    result.update_squares = totals.update_squares;
-    result.changed_codes = totals.changed_codes;
-    result.saturated = totals.saturated;
-    rows[index] = result;
+    RowShared& shared = totals_of[parity];
+    share_totals(shared, totals);
+    if (!fresh) share_centre(shared, sum);
+    // The slots of this parity are written again two rows on, after the next row's barrier.
+    __syncthreads();
+    if (threadIdx.x != 0) continue;
+    write_row(rows + index, shared);
     if (!stores) continue;
     args.m.rows[row] = kMomentLevel;
     if (fresh) {
       args.v.rows[row] = centre;
     } else if (args.b != 0) {
-      args.v.rows[row] = next_row(constants, sum.eighths, sum.live);
+      const CentreSum total = centre_total(shared);
+      args.v.rows[row] = next_row(constants, total.eighths, total.live);
     }
   }
 }
@@ -338,26 +307,10 @@ __global__ void __launch_bounds__(kMaxThreads)
 
 // --------------------------------------------------------------------------------------------------------------------
 
-// Threads for `items` a row: as few rounds as kMaxThreads allows, evenly filled.
-unsigned threads_of(int64_t items) {
-  const int64_t rounds = (items + kMaxThreads - 1) / kMaxThreads, even = (items + rounds - 1) / rounds;
+// Threads for `items` a row: as few rounds as `most` allows, evenly filled.
+unsigned threads_of(int64_t items, int64_t most) {
+  const int64_t rounds = (items + most - 1) / most, even = (items + rounds - 1) / rounds;
   return static_cast<unsigned>((even + kWarp - 1) / kWarp * kWarp);
-}
-
-// How many warps take a row together: what fills the machine with the fewest rounds of 32 blocks. A row costs about a
-// quarter of a round besides.
-int team_warps(int64_t rows, int64_t K, int64_t warps) {
-  int best = 1;
-  int64_t least = 0;
-  for (int team = 1; team <= kPackedWarps; team *= 2) {
-    const int64_t turns = (rows * team + warps - 1) / warps;
-    const int64_t rounds = (K / 16 + team * static_cast<int64_t>(kWarp) - 1) / (team * static_cast<int64_t>(kWarp));
-    const int64_t cost = turns * (4 * rounds + 1);
-    if (team > 1 && cost >= least) continue;
-    best = team;
-    least = cost;
-  }
-  return best;
 }
 
 template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
@@ -365,11 +318,10 @@ void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
   int device = 0, processors = 0;
   QN_CUDA_CHECK(cudaGetDevice(&device));
   QN_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  const int64_t resident = int64_t{kPackedBlocks} * processors;
-  const int team = team_warps(args.row_count, args.K, resident * kPackedWarps);
-  const int64_t needed = (args.row_count * team + kPackedWarps - 1) / kPackedWarps;
-  const auto grid = static_cast<unsigned>(needed < resident ? needed : resident);
-  adamw_packed_kernel<kFormat, kPath, kBf16><<<grid, kPackedThreads, 0, stream>>>(rows, args, team);
+  const unsigned threads = threads_of(args.K / 16, kPackedThreads);
+  const int64_t resident = int64_t{kPackedBlocks} * (kPackedThreads / threads) * processors;
+  const auto grid = static_cast<unsigned>(args.row_count < resident ? args.row_count : resident);
+  adamw_packed_kernel<kFormat, kPath, kBf16><<<grid, threads, 0, stream>>>(rows, args);
 }
 template <MomentFormat kFormat, WeightPath kPath>
 void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
@@ -403,9 +355,9 @@ void adamw_cuda(AdamwRow* rows, const AdamwArgs& args, CudaStream stream) {
   } else if (args.moments == MomentFormat::kInt8) {
     launch_packed<MomentFormat::kInt8, WeightPath::kOther>(rows, args, cuda_stream);
   } else if (args.storage == Storage::kNvfp4) {
-    adamw_plain_kernel<<<grid, threads_of(args.K / 16), 0, cuda_stream>>>(rows, args);
+    adamw_plain_kernel<<<grid, threads_of(args.K / 16, kMaxThreads), 0, cuda_stream>>>(rows, args);
   } else {
-    adamw_dense_kernel<<<grid, threads_of(args.K), 0, cuda_stream>>>(rows, args);
+    adamw_dense_kernel<<<grid, threads_of(args.K, kMaxThreads), 0, cuda_stream>>>(rows, args);
   }
   QN_CUDA_CHECK(cudaGetLastError());
 }

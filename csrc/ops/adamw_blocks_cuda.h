@@ -224,51 +224,67 @@ __device__ __forceinline__ void weight_draws(uint32_t* draws, const BlockWords& 
   QN_EACH_OF(16) draws[i] = weight_draw(words.w, i);
 }
 
-// step_master() of ops/adamw_rows.h.
-__device__ __forceinline__ bool step_master(const AdamwArgs& args, int64_t at, float* x, const float* u,
-                                            const uint32_t* draws) {
-  float base[16];
-  if (args.mode == WeightMode::kFp32) {
-    float* master = static_cast<float*>(args.master) + at;
-    load_f32(base, master);
-    QN_EACH_OF(16) x[i] = base[i] * args.keep - args.rate * u[i];
-    store_f32(master, x);
-  } else {
-    uint16_t* master = static_cast<uint16_t*>(args.master) + at;
-    uint32_t bits[16];
-    load_bf16(base, master);
-    QN_EACH_OF(16) {
-      bits[i] = stochastic_bf16(base[i] * args.keep - args.rate * u[i], draws[i] << 8);
-      x[i] = float_of(bits[i] << 16);
-    }
-    store_u16(master, bits);
-  }
-  bool moved = false;
-  QN_EACH_OF(16) moved |= x[i] != base[i];
-  return moved;
+// The 16 values that the update starts from, in units of the global scale.
+__device__ __forceinline__ void load_base(float* base, const AdamwArgs& args, WeightMode mode, int64_t at,
+                                          const Nvfp4Block& codes, const Nvfp4Block& residual) {
+  if (mode == WeightMode::kFp32) return load_f32(base, static_cast<const float*>(args.master) + at);
+  if (mode == WeightMode::kBf16) return load_bf16(base, static_cast<const uint16_t*>(args.master) + at);
+  const float S = e4m3_value(codes.scale), rest = e4m3_value(residual.scale) * kResidualUnit;
+  QN_EACH_OF(16) base[i] = codes.value(i) * S + residual.value(i) * rest;
 }
 
-// A weight in NVFP4 of any mode, in plain form.
-__device__ __forceinline__ void step_nvfp4_block(const AdamwArgs& args, int64_t at, Nvfp4Block& block, const float* u,
-                                                 const BlockWords& words, int32_t& saturated) {
+// x becomes what a bf16 master holds.
+__device__ __forceinline__ void store_master(const AdamwArgs& args, WeightMode mode, int64_t at, float* x,
+                                             const uint32_t* draws) {
+  if (mode == WeightMode::kFp32) {
+    store_f32(static_cast<float*>(args.master) + at, x);
+  } else if (mode == WeightMode::kBf16) {
+    uint32_t bits[16];
+    QN_EACH_OF(16) {
+      bits[i] = stochastic_bf16(x[i], draws[i] << 8);
+      x[i] = float_of(bits[i] << 16);
+    }
+    store_u16(static_cast<uint16_t*>(args.master) + at, bits);
+  }
+}
+
+// Codes that are the nearest of a master, or of what codes and residual together hold. `mode` is a constant where the
+// kernel has a path of its own for it.
+__device__ __forceinline__ void step_nearest_block(const AdamwArgs& args, WeightMode mode, int64_t at,
+                                                   Nvfp4Block& block, const float* u, const BlockWords& words,
+                                                   int32_t& saturated) {
+  Nvfp4Block residual{};
+  if (mode == WeightMode::kNvfp4Residual) {
+    residual = load_packed<MomentFormat::kNvfp4>(args.residual_codes, args.residual_scales, at);
+  }
+  float base[16], x[16];
+  uint32_t draws[16], codes[16];
+  weight_draws(draws, words);
+  load_base(base, args, mode, at, block, residual);
+  QN_EACH_OF(16) x[i] = base[i] * args.keep - args.rate * u[i];
+  store_master(args, mode, at, x, draws);
+  bool moved = false;
+  QN_EACH_OF(16) moved |= x[i] != base[i];
+  if (!moved) return;
+  unpack_codes(codes, block);
+  sticky_block<false>(codes, block.scale, x, nullptr, words.w[kGrowthWord], saturated);
+  block = packed_block<MomentFormat::kNvfp4>(codes, block.scale);
+  if (mode != WeightMode::kNvfp4Residual) return;
+  const float S = e4m3_value(block.scale);
+  QN_EACH_OF(16) x[i] = (x[i] - block.value(i) * S) * (1 / kResidualUnit);
+  unpack_codes(codes, residual);
+  sticky_block<true>(codes, residual.scale, x, draws, words.w[kResidualGrowthWord], saturated);
+  store_packed(args.residual_codes, args.residual_scales, at,
+               packed_block<MomentFormat::kNvfp4>(codes, residual.scale));
+}
+
+// step_weights() of ops/adamw_packed.h.
+__device__ __forceinline__ void step_weight_block(const AdamwArgs& args, Nvfp4Block& block, const float* u,
+                                                  const BlockWords& words, int32_t& saturated) {
   uint32_t draws[16], codes[16];
   weight_draws(draws, words);
   unpack_codes(codes, block);
-  const uint32_t growth = words.w[kGrowthWord];
-  if (args.mode == WeightMode::kNvfp4) {
-    step_weights(args, codes, block.scale, u, draws, growth, saturated);
-  } else if (args.mode == WeightMode::kNvfp4Residual) {
-    Nvfp4Block rest = load_packed<MomentFormat::kNvfp4>(args.residual_codes, args.residual_scales, at);
-    uint32_t residual[16];
-    unpack_codes(residual, rest);
-    step_residual_weights(args, codes, block.scale, residual, rest.scale, u, draws, growth,
-                          words.w[kResidualGrowthWord], saturated);
-    store_packed(args.residual_codes, args.residual_scales, at,
-                 packed_block<MomentFormat::kNvfp4>(residual, rest.scale));
-  } else {
-    float x[16];
-    if (step_master(args, at, x, u, draws)) step_nearest_codes(codes, block.scale, x, growth, saturated);
-  }
+  step_weights(args, codes, block.scale, u, draws, words.w[kGrowthWord], saturated);
   block = packed_block<MomentFormat::kNvfp4>(codes, block.scale);
 }
 

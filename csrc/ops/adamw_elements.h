@@ -80,10 +80,14 @@ QN_ADAMW_FN int octave_index(uint8_t code) { return (code >> 3) - 7 - kFirstOcta
 
 // --- Weights in NVFP4 -----------------------------------------------------------------------------------------------
 
-// The nearest E2M1 code of x under scale S. A zero keeps the sign bit of the old code.
-QN_ADAMW_FN uint32_t nearest_code(float x, uint32_t old_code, float S) {
+// The E2M1 code of x under a scale that sticky_scale() chose. A zero keeps the sign bit of the old code.
+template <bool kStochastic>
+QN_ADAMW_FN uint32_t sticky_code(float x, uint32_t old_code, float S, float limit, float boost, uint32_t draw) {
   const float divisor = divisor_of(S), most = S > 0 ? 6.0f : 0.0f;
-  const uint32_t index = nearest_e2m1(smaller(magnitude_of(x) / divisor, most));
+  const float magnitude = magnitude_of(x);
+  const float stretched = magnitude + larger(magnitude - limit, 0.0f) * boost;
+  const float a = smaller(stretched / divisor, most);
+  const uint32_t index = kStochastic ? rounded_e2m1(a, draw) : nearest_e2m1(a);
   return index | (index == 0 ? old_code & 8u : (bits_of(x) >> 28) & 8u);
 }
 

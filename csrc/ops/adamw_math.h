@@ -12,8 +12,7 @@ namespace qn::adamw {
 
 QN_ADAMW_FN uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 QN_ADAMW_FN float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-// Free on a GPU, as a modifier of an operand, unless written in bits.
-QN_ADAMW_FN float magnitude_of(float value) { return __builtin_fabsf(value); }
+QN_ADAMW_FN float magnitude_of(float value) { return float_of(bits_of(value) & 0x7fffffffu); }
 QN_ADAMW_FN float smaller(float a, float b) { return a < b ? a : b; }
 QN_ADAMW_FN float larger(float a, float b) { return a > b ? a : b; }
 // Rounded to nearest, as IEEE 754 wants it.
@@ -177,31 +176,18 @@ QN_ADAMW_FN float exp2_grid(float x) {
   return p * float_of(static_cast<uint32_t>(n + 127) << 23);
 }
 
-// 1 / √x to 5e-6 and 1 / x to 7e-6, for x from 2^-60 to 2^80: a guess from the bits and two Newton steps.
-QN_ADAMW_FN float inverse_root_near(float x) {
-  float y = float_of(0x5f3759dfu - (bits_of(x) >> 1));
-  const float half = 0.5f * x;
-  y *= fused(-(half * y), y, 1.5f);
-  return y * fused(-(half * y), y, 1.5f);
-}
-QN_ADAMW_FN float inverse_near(float x) {
-  float y = float_of(0x7ef311c3u - bits_of(x));
-  y = fused(y, fused(-x, y, 1.0f), y);
-  return fused(y, fused(-x, y, 1.0f), y);
-}
-
-// log2 of a positive normal value: log2 m = 2/ln 2 · artanh((m − 1)/(m + 1)) with m in [√½, √2), four terms of the
-// series; off by 7e-6 of log2 m, and half an ulp.
+// log2 of a positive normal value, absolute error below 2e-7 + half an ulp: log2 m = 2/ln 2 · artanh((m − 1)/(m + 1))
+// with m in [√½, √2), four terms of the series.
 QN_ADAMW_FN float log2_near(float value) {
   const auto offset = static_cast<int32_t>(bits_of(value) - 0x3f3504f3u);
   const int32_t n = offset >> 23;
   const float m = float_of(bits_of(value) - (static_cast<uint32_t>(n) << 23));
-  const float s = (m - 1.0f) * inverse_near(m + 1.0f), q = s * s;
+  const float s = (m - 1.0f) / (m + 1.0f), q = s * s;
   float p = 0.4121985831111324f;
-  p = fused(p, q, 0.5770780163555853f);
-  p = fused(p, q, 0.9617966939259756f);
-  p = fused(p, q, 2.885390081777927f);
-  return fused(s, p, static_cast<float>(n));
+  p = p * q + 0.5770780163555853f;
+  p = p * q + 0.9617966939259756f;
+  p = p * q + 2.885390081777927f;
+  return static_cast<float>(n) + s * p;
 }
 
 // To the nearest quarter, |x| < 1000.

@@ -10,57 +10,29 @@
 namespace qn {
 namespace {
 
-// By the byte of two codes, the low nibble first. Aligned so that an index is joined to an address by one LOP3.
+// By the byte of two codes, the low nibble first: their values; and for each scale of a second moment 1 / √v in units
+// of the row's centre. The byte with both signs flipped has √v.
 struct PairTables {
-  // For each scale of a second moment: 1 / √v in units of the row's centre, twice, and both values. The byte with both
-  // signs flipped has √v.
-  alignas(4096) float4 second[kOctaves][256];
-  alignas(2048) float2 values[256];
-  float inverse_scales[128];  // of E4M3 codes
-  float inverse_roots[kOctaves][16];
+  float2 values[256];
+  float2 inverse_roots[kOctaves][256];
 };
 
-// All threads.
+// All threads; ends without a barrier.
 __device__ void fill_tables(PairTables& tables) {
-  const int threads = static_cast<int>(blockDim.x), me = static_cast<int>(threadIdx.x);
-  for (int i = me; i < 16 * kOctaves; i += threads) {
-    const float S = e4m3_value(octave_code(i / 16));
-    tables.inverse_roots[i / 16][i % 16] = inverse_root_of(e2m1_value(static_cast<uint32_t>(i) % 16), S);
+  const int threads = static_cast<int>(blockDim.x);
+  for (int i = static_cast<int>(threadIdx.x); i < 256; i += threads) {
+    const float low = e2m1_value(i & 15u), high = e2m1_value(static_cast<uint32_t>(i) >> 4);
+    tables.values[i] = make_float2(low, high);
+    for (int k = 0; k < kOctaves; ++k) {
+      const float S = e4m3_value(octave_code(k));
+      tables.inverse_roots[k][i] = make_float2(inverse_root_of(low, S), inverse_root_of(high, S));
+    }
   }
-  for (int i = me; i < 127; i += threads) tables.inverse_scales[i] = inverse_scale(static_cast<uint32_t>(i));
-  for (int i = me; i < 256; i += threads) {
-    const auto byte = static_cast<uint32_t>(i);
-    tables.values[i] = make_float2(e2m1_value(byte & 15u), e2m1_value(byte >> 4));
-  }
-  __syncthreads();
-  for (int i = me; i < 256 * kOctaves; i += threads) {
-    const float* roots = tables.inverse_roots[i / 256];
-    const float2 values = tables.values[i % 256];
-    tables.second[i / 256][i % 256] = make_float4(roots[i % 16], roots[i / 16 % 16], values.x, values.y);
-  }
-  __syncthreads();
 }
 
-// Entry `byte p of two words` of a table of 8- or 16-byte entries.
-template <typename Entry>
-__device__ __forceinline__ Entry pair_of(const Entry* table, const uint32_t* words, int p) {
-  constexpr int kShift = sizeof(Entry) == 16 ? 4 : 3;
-  const uint32_t word = words[p / 4];
-  const uint32_t offset = (p % 4 == 0 ? word << kShift : word >> (8 * (p % 4) - kShift)) & (0xffu << kShift);
-#if defined(__CUDA_ARCH__)
-  const uint32_t address = offset | static_cast<uint32_t>(__cvta_generic_to_shared(table));
-  Entry entry;
-  if constexpr (sizeof(Entry) == 16) {
-    asm("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-        : "=f"(entry.x), "=f"(entry.y), "=f"(entry.z), "=f"(entry.w)
-        : "r"(address));
-  } else {
-    asm("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(entry.x), "=f"(entry.y) : "r"(address));
-  }
-  return entry;
-#else
-  return table[offset >> kShift];
-#endif
+// table[byte p of the two words] with `flip` applied to the byte.
+__device__ __forceinline__ float2 pair_of(const float2* table, const uint32_t* words, int p, uint32_t flip = 0) {
+  return table[((words[p / 4] >> (8 * (p % 4))) & 0xffu) ^ flip];
 }
 
 // --- Random bits and rounding ----------------------------------------------------------------------------------------
@@ -94,35 +66,53 @@ __device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b, uint32_t c
   return __byte_perm(__byte_perm(a, b, 0x0073), __byte_perm(c, d, 0x0073), 0x5410);
 }
 
-// The codes of |t[8]| < 8, rounded with draws first … first + 7, a nibble each: 0 … 8.
-template <typename Draws>
-__device__ __forceinline__ uint32_t rounded_magnitudes(const float* t, const Draws& draws, int first) {
-  uint32_t sum[8];
+// Codes of t[8] · 2^-unit, |t| < 8 of these units and cut at 6, rounded with draws first … first + 7. What becomes zero
+// has the sign of its code in `old` (kZeroOfOld) or of t.
+template <bool kZeroOfOld, typename Draws>
+__device__ __forceinline__ uint32_t rounded_word(const float* t, const Draws& draws, int first, uint32_t old) {
+  uint32_t sum[8], magnitudes;
   QN_EACH_OF(8) sum[i] = e2m1_position(magnitude_of(t[i])) * 4 + draws(first + i);
-  return top_bytes(sum[0], sum[2], sum[4], sum[6]) + (top_bytes(sum[1], sum[3], sum[5], sum[7]) << 4);
-}
-__device__ __forceinline__ uint32_t cut_at_seven(uint32_t magnitudes) {
-  return magnitudes - ((magnitudes >> 3) & 0x11111111u);
-}
-// In bit 3 of each nibble: the signs of t[8].
-__device__ __forceinline__ uint32_t signs_of(const float* t) {
+  magnitudes = top_bytes(sum[0], sum[2], sum[4], sum[6]) + (top_bytes(sum[1], sum[3], sum[5], sum[7]) << 4);
+  magnitudes -= (magnitudes >> 3) & 0x11111111u;  // 8, from above 6, becomes 7
   const uint32_t even = top_bytes(bits_of(t[0]), bits_of(t[2]), bits_of(t[4]), bits_of(t[6])),
                  odd = top_bytes(bits_of(t[1]), bits_of(t[3]), bits_of(t[5]), bits_of(t[7]));
-  return (odd & 0x80808080u) | ((even >> 4) & 0x08080808u);
-}
-// Magnitudes up to 7 with their signs; a zero has the sign of its old code.
-__device__ __forceinline__ uint32_t with_signs(uint32_t magnitudes, uint32_t signs, uint32_t old) {
-  const uint32_t nonzero = magnitudes + 0x77777777u;  // in bit 3 of each nibble
-  return magnitudes | (((signs & nonzero) | (old & ~nonzero)) & 0x88888888u);
+  uint32_t signs = (odd & 0x80808080u) | ((even >> 4) & 0x7f7f7f7fu);
+  if constexpr (kZeroOfOld) {
+    const uint32_t nonzero = magnitudes + 0x77777777u;  // in bit 3 of each nibble
+    signs = (signs & nonzero) | (old & ~nonzero);
+  }
+  return magnitudes | (signs & 0x88888888u);
 }
 
 // --- What is rare ----------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t rescale_second(float moved, int first, Nvfp4Block block, float* t) {
+// Element i of a block, g as stored.
+__device__ __noinline__ PackedElement far_one(const PackedRow& row, float g, float inverse_root, float m) {
+  const PackedElement near = near_element(row, g, inverse_root, m);
+  PackedElement e = magnitude_of(near.off) <= row.near_limit ? near : far_element(row, g, inverse_root, m);
+  e.u = clipped_update(e.u);
+  return e;
+}
+
+__device__ __noinline__ uint32_t rescale_second(float moved, Nvfp4Block block, float* t) {
   uint32_t codes[16];
   unpack_codes(codes, block);
-  rescale_octaves<MomentFormat::kNvfp4>(moved, first, codes, block.scale, t);
+  rescale_octaves<MomentFormat::kNvfp4>(moved, codes, block.scale, t);
   return block.scale;
+}
+
+// A weight block that changes its scale, has none, or is cut well above 6.
+__device__ __noinline__ Nvfp4Block rescale_weight(const AdamwArgs& args, int64_t at, Nvfp4Block block, StickyScale next,
+                                                  const float* t) {
+  uint32_t codes[16], draws[16];
+  unpack_codes(codes, block);
+  weight_draws(draws, block_words(args, at));
+  if (next.code != block.scale) {
+    rescale_weights(codes, block.scale, next, t, draws);
+  } else {
+    settle_weights(codes, block.scale, t, draws);
+  }
+  return packed_block<MomentFormat::kNvfp4>(codes, block.scale);
 }
 
 // --- A block ---------------------------------------------------------------------------------------------------------
@@ -154,43 +144,42 @@ template <typename G>
 __device__ __forceinline__ void step_nvfp4_moments(const PackedRow& row, const PairTables& tables, Nvfp4Block& m_block,
                                                    Nvfp4Block& v_block, const G& g, float* u, const BlockWords& words,
                                                    CentreSum& sum) {
-  const float S = e4m3_value(v_block.scale), inverse = float_of(0x7f000000u - bits_of(S));
+  const float S = e4m3_value(v_block.scale), inverse = 1.0f / S;
   const float kept = row.keep_m * (e4m3_value(m_block.scale) * row.level);
   const int k = octave_index(v_block.scale);
-  const float4* second = tables.second[k];
-  const Nvfp4Block before = v_block;
-  float m[16], t[16], off[16], codes = 0;
+  const float2* inverse_roots = tables.inverse_roots[k];
+  float m[16], t[16], codes = 0;
   bool far = false;
   QN_PAIRS(p) {
-    const float4 v = pair_of(second, v_block.word, p);
-    const float2 old_m = pair_of(tables.values, m_block.word, p);
-    const NearElement a = near_element(row, g[2 * p], v.x, old_m.x * kept);
-    const NearElement b = near_element(row, g[2 * p + 1], v.y, old_m.y * kept);
-    m[2 * p] = a.m;
-    m[2 * p + 1] = b.m;
-    t[2 * p] = fused(a.log2, inverse, v.z);
-    t[2 * p + 1] = fused(b.log2, inverse, v.w);
-    off[2 * p] = a.off;
-    off[2 * p + 1] = b.off;
+    const float2 inverse_root = pair_of(inverse_roots, v_block.word, p);
+    const float2 root = pair_of(inverse_roots, v_block.word, p, 0x88u);
+    const float2 value = pair_of(tables.values, v_block.word, p), old_m = pair_of(tables.values, m_block.word, p);
+    const PackedElement a = near_element(row, g[2 * p], inverse_root.x, old_m.x * kept);
+    const PackedElement b = near_element(row, g[2 * p + 1], inverse_root.y, old_m.y * kept);
+    m[2 * p] = a.m * root.x;
+    m[2 * p + 1] = b.m * root.y;
+    u[2 * p] = a.u;
+    u[2 * p + 1] = b.u;
+    t[2 * p] = fused(a.log2, inverse, value.x);
+    t[2 * p + 1] = fused(b.log2, inverse, value.y);
     far |= !(magnitude_of(a.off) <= row.near_limit) | !(magnitude_of(b.off) <= row.near_limit);
-    codes += v.z + v.w;
+    far |= !(magnitude_of(a.u) <= kUpdateClip) | !(magnitude_of(b.u) <= kUpdateClip);
+    codes += value.x + value.y;
   }
-  QN_EACH_OF(16) u[i] = near_update(m[i], off[i]);
   if (far) {
-    QN_EACH_OF(16) {
-      if (magnitude_of(off[i]) <= row.near_limit) continue;
-      const float4 v = pair_of(second, v_block.word, i / 2);
-      const float2 old_m = pair_of(tables.values, m_block.word, i / 2);
-      const FarElement e = far_element(row, g[i], i % 2 ? v.y : v.x, (i % 2 ? old_m.y : old_m.x) * kept);
-      m[i] = e.m;
-      u[i] = e.u;
-      t[i] = fused(e.log2, inverse, i % 2 ? v.w : v.z);
+    QN_PAIRS(p) {
+      const float2 inverse_root = pair_of(inverse_roots, v_block.word, p);
+      const float2 root = pair_of(inverse_roots, v_block.word, p, 0x88u);
+      const float2 value = pair_of(tables.values, v_block.word, p), old_m = pair_of(tables.values, m_block.word, p);
+      const PackedElement a = far_one(row, g[2 * p], inverse_root.x, old_m.x * kept);
+      const PackedElement b = far_one(row, g[2 * p + 1], inverse_root.y, old_m.y * kept);
+      m[2 * p] = a.m * root.x;
+      m[2 * p + 1] = b.m * root.y;
+      u[2 * p] = a.u;
+      u[2 * p + 1] = b.u;
+      t[2 * p] = fused(a.log2, inverse, value.x);
+      t[2 * p + 1] = fused(b.log2, inverse, value.y);
     }
-  }
-  // Near, u is at most 1 / (1 − kNearLimit) of m.
-  float amax = amax_of_block(m);
-  if (far || amax > kUpdateClip * (1 - kNearLimit)) {
-    QN_EACH_OF(16) u[i] = clipped_update(u[i]);
   }
   // Where the stored v lie: below the floor are only codes of scales from 2 on.
   if (S <= 1.0f) {
@@ -200,156 +189,61 @@ __device__ __forceinline__ void step_nvfp4_moments(const PackedRow& row, const P
     uint32_t old[16];
     unpack_codes(old, v_block);
     add_block<MomentFormat::kNvfp4>(sum, old, S);
-    if (row.moved == 0) {
-      QN_EACH_OF(16) t[i] = larger(t[i], -kOctavesBelowCentre * inverse);
-    }
   }
 
-  // v.
-  const SecondDraws random_v(words);
-  uint32_t magnitudes[2];
-  QN_EACH_OF(2) magnitudes[i] = rounded_magnitudes(t + 8 * i, random_v, 8 * i);
+  // v. The floor matters to scales from 4 on, or beyond the reach of a smaller one.
   const float reach = amax_of_block(t);
-  const bool shrinks = reach <= 3.0f && k > 0;
-  bool moves = false;
-  if (row.moved != 0 || shrinks || !(reach < 8.0f) || ((magnitudes[0] | magnitudes[1]) & 0x88888888u) != 0) {
+  if (row.moved != 0 || !(reach <= 6.0f) || (reach <= 3.0f && k > 0) || S > 2.0f) {
     float local[16];
     QN_EACH_OF(16) local[i] = t[i];
-    const int first = row.moved == 0 && !shrinks ? octave_above(k) : octave_below(k);
-    v_block.scale = static_cast<uint8_t>(rescale_second(row.moved, first, v_block, local));
-    QN_EACH_OF(16) t[i] = local[i];
-    QN_EACH_OF(2) magnitudes[i] = rounded_magnitudes(t + 8 * i, random_v, 8 * i);
-    moves = row.moved != 0 || v_block.scale != before.scale;
-  }
-  QN_EACH_OF(2) v_block.word[i] = with_signs(magnitudes[i], signs_of(t + 8 * i), before.word[i]);
-
-  // m in units of the v that is stored now; few codes change in a step.
-  const float4* next = tables.second[octave_index(v_block.scale)];
-  const uint32_t old_negated[2] = {before.word[0] ^ 0x88888888u, before.word[1] ^ 0x88888888u};
-  if (moves) amax = 0;
-  QN_PAIRS(p) {
-    const uint32_t differs = moves ? 0xffu : ((v_block.word[p / 4] ^ before.word[p / 4]) >> (8 * (p % 4))) & 0xffu;
-    if (differs != 0) {
-      const float4 root = pair_of(second, old_negated, p), inverse_root = pair_of(next, v_block.word, p);
-      if ((differs & 0x0fu) != 0) m[2 * p] = m[2 * p] * root.x * row.root_move * inverse_root.x;
-      if ((differs & 0xf0u) != 0) m[2 * p + 1] = m[2 * p + 1] * root.y * row.root_move * inverse_root.y;
-      amax = larger(amax, larger(magnitude_of(m[2 * p]), magnitude_of(m[2 * p + 1])));
+    v_block.scale = static_cast<uint8_t>(rescale_second(row.moved, v_block, local));
+    QN_EACH_OF(16) {
+      t[i] = local[i];
+      m[i] *= row.root_move;
     }
   }
+  const SecondDraws second(words);
+  QN_EACH_OF(2) v_block.word[i] = rounded_word<true>(t + 8 * i, second, 8 * i, v_block.word[i]);
+
+  // m in units of the v that is stored now.
+  const float2* next_roots = tables.inverse_roots[octave_index(v_block.scale)];
+  QN_PAIRS(p) {
+    const float2 inverse_root = pair_of(next_roots, v_block.word, p);
+    m[2 * p] *= inverse_root.x;
+    m[2 * p + 1] *= inverse_root.y;
+  }
+  const float amax = amax_of_block(m);
   const uint32_t scale = moment_scale<MomentFormat::kNvfp4>(amax);
-  const float inverse_m = inverse_within(tables.inverse_scales[scale] * (1 / kMomentLevel), amax, 6.0f);
-  const FirstDraws random_m(words);
+  const float inverse_m = inverse_within(inverse_moment_scale(scale), amax, 6.0f);
+  const FirstDraws first(words);
   QN_EACH_OF(16) m[i] *= inverse_m;
-  if (amax * inverse_m >= 8.0f) {
-    QN_EACH_OF(16) m[i] = smaller(larger(m[i], -6.0f), 6.0f);
-  }
-  QN_EACH_OF(2) {
-    m_block.word[i] = cut_at_seven(rounded_magnitudes(m + 8 * i, random_m, 8 * i)) | signs_of(m + 8 * i);
-  }
+  if (amax * inverse_m >= 8.0f) QN_EACH_OF(16) m[i] = smaller(larger(m[i], -6.0f), 6.0f);
+  QN_EACH_OF(2) m_block.word[i] = rounded_word<false>(m + 8 * i, first, 8 * i, 0);
   m_block.scale = static_cast<uint8_t>(scale);
 }
 
-__device__ __forceinline__ void load_values(float* x, const PairTables& tables, const Nvfp4Block& block) {
+// step_weights() of ops/adamw_packed.h.
+__device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const PairTables& tables, int64_t at,
+                                                  Nvfp4Block& block, const float* u, const BlockWords& words,
+                                                  int32_t& saturated) {
+  const float unit = weight_unit(block.scale), rate = weight_rate(args, unit);
+  const float keep = block.scale > 0 ? args.keep : 0.0f;
+  float t[16];
   QN_PAIRS(p) {
     const float2 value = pair_of(tables.values, block.word, p);
-    x[2 * p] = value.x;
-    x[2 * p + 1] = value.y;
+    t[2 * p] = fused(rate, u[2 * p], value.x * keep);
+    t[2 * p + 1] = fused(rate, u[2 * p + 1], value.y * keep);
   }
-}
-// Whether a block whose scale is not 0 moves at all: t f32[16] is where it goes.
-__device__ __forceinline__ bool moved_from(const PairTables& tables, const Nvfp4Block& block, const float* t) {
-  float base[16];
-  load_values(base, tables, block);
-  bool moved = false;
-  QN_EACH_OF(16) moved |= t[i] != base[i];
-  return moved;
-}
-
-// t f32[16], which reaches `reach`, to the next scale, and below the codes' 8.
-__device__ __forceinline__ void rescale_words(const PairTables& tables, Nvfp4Block& block, const StickyScale& next,
-                                              float* t, float reach) {
-  if (next.code != block.scale) {
-    const Rescale rescale = rescale_of(block.scale, next, tables.inverse_scales[next.code]);
-    block.scale = static_cast<uint8_t>(next.code);
-    QN_EACH_OF(16) t[i] = copysignf(rescaled(magnitude_of(t[i]), rescale), t[i]);
-  }
-  if (!(reach < 8.0f)) {
-    QN_EACH_OF(16) t[i] = smaller(larger(t[i], -6.0f), 6.0f);
-  }
-}
-// weight_code() of t f32[16].
-template <typename Draws>
-__device__ __forceinline__ void store_words(Nvfp4Block& block, const float* t, const Draws& draws) {
-  QN_EACH_OF(2) {
-    block.word[i] =
-        with_signs(cut_at_seven(rounded_magnitudes(t + 8 * i, draws, 8 * i)), signs_of(t + 8 * i), block.word[i]);
-  }
-}
-struct NearestDraws {
-  __device__ uint32_t operator()(int) const { return kNearest; }
-};
-
-// step_weights() of ops/adamw_packed.h.
-__device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const PairTables& tables, Nvfp4Block& block,
-                                                  const float* u, const BlockWords& words, int32_t& saturated) {
-  const float rate = -(args.rate * tables.inverse_scales[block.scale]);
-  float t[16];
-  load_values(t, tables, block);
-  if (args.keep != 1.0f || block.scale == 0) {
-    const float keep = block.scale > 0 ? args.keep : 0.0f;
-    QN_EACH_OF(16) t[i] *= keep;
-  }
-  QN_EACH_OF(16) t[i] = fused(rate, u[i], t[i]);
   const float reach = amax_of_block(t);
-  const StickyScale next = sticky_scale(block.scale, reach * weight_unit(block.scale), words.w[kGrowthWord], saturated);
-  if (next.code == 0 || (next.code < block.scale && !moved_from(tables, block, t))) return;
-  rescale_words(tables, block, next, t, reach);
-  store_words(block, t, WeightDraws(words));
-}
-
-// step_residual_weights() of ops/adamw_packed.h.
-__device__ __forceinline__ void step_residual_words(const AdamwArgs& args, const PairTables& tables, int64_t at,
-                                                    Nvfp4Block& block, const float* u, const BlockWords& words,
-                                                    int32_t& saturated) {
-  Nvfp4Block residual = load_packed<MomentFormat::kNvfp4>(args.residual_codes, args.residual_scales, at);
-  const float inverse = tables.inverse_scales[block.scale], rate = -(args.rate * inverse);
-  const float rest = e4m3_value(residual.scale) * kResidualUnit * inverse;
-  float t[16], base[16];
-  load_values(base, tables, block);
-  load_values(t, tables, residual);
-  if (block.scale == 0) {
-    QN_EACH_OF(16) base[i] = 0;
+  const StickyScale next = sticky_scale(block.scale, reach * unit, words.w[kGrowthWord], saturated);
+  if (next.code != block.scale || !(reach < 8.0f) || block.scale == 0) {
+    float local[16];
+    QN_EACH_OF(16) local[i] = t[i];
+    block = rescale_weight(args, at, block, next, local);
+    return;
   }
-  bool moved = false;
-  QN_EACH_OF(16) {
-    base[i] = fused(t[i], rest, base[i]);
-    t[i] = fused(rate, u[i], base[i] * args.keep);
-    moved |= t[i] != base[i];
-  }
-  if (!moved) return;
-  StickyScale next =
-      sticky_scale(block.scale, amax_of_block(t) * weight_unit(block.scale), words.w[kGrowthWord], saturated);
-  next.boost = 0;
-  if (next.code != block.scale) {
-    const Rescale rescale = rescale_of(block.scale, next, tables.inverse_scales[next.code]);
-    block.scale = static_cast<uint8_t>(next.code);
-    QN_EACH_OF(16) t[i] = copysignf(rescaled(magnitude_of(t[i]), rescale), t[i]);
-  }
-  QN_EACH_OF(16) base[i] = 0;
-  if (block.scale > 0) {
-    float cut[16];
-    QN_EACH_OF(16) cut[i] = smaller(larger(t[i], -6.0f), 6.0f);
-    store_words(block, cut, NearestDraws());
-    load_values(base, tables, block);
-  }
-  const float to_rest = weight_unit(block.scale) * (1 / kResidualUnit) * tables.inverse_scales[residual.scale];
-  QN_EACH_OF(16) t[i] = (t[i] - base[i]) * to_rest;
-  const float reach = amax_of_block(t);
-  next = sticky_scale(residual.scale, reach * weight_unit(residual.scale), words.w[kResidualGrowthWord], saturated);
-  if (next.code == 0) return;
-  rescale_words(tables, residual, next, t, reach);
-  store_words(residual, t, WeightDraws(words));
-  store_packed(args.residual_codes, args.residual_scales, at, residual);
+  const WeightDraws draws(words);
+  QN_EACH_OF(2) block.word[i] = rounded_word<true>(t + 8 * i, draws, 8 * i, block.word[i]);
 }
 
 }  // namespace

@@ -75,27 +75,55 @@ struct BlockDraws {
   }
 };
 
-// x f32[16] of a master at element `at` becomes what the master holds after the step; returns whether it moved.
-bool step_master(const AdamwArgs& args, int64_t at, float* x, const float* u, const uint32_t* draws) {
-  alignas(64) float base[16];
+// The 16 values at element `at` that the update starts from, in units of the global scale.
+void load_base(float* base, const AdamwArgs& args, const uint32_t* codes, uint8_t scale, const uint32_t* residual,
+               int64_t at) {
+  if (args.mode == WeightMode::kFp32) {
+    const float* master = static_cast<const float*>(args.master) + at;
+    QN_BLOCK_LOOP(i) base[i] = master[i];
+    return;
+  }
+  if (args.mode == WeightMode::kBf16) {
+    const uint16_t* master = static_cast<const uint16_t*>(args.master) + at;
+    QN_BLOCK_LOOP(i) base[i] = bf16_value(master[i]);
+    return;
+  }
+  const float S = e4m3_value(scale), rest = e4m3_value(args.residual_scales[at / 16]) * kResidualUnit;
+  QN_BLOCK_LOOP(i) base[i] = e2m1_value(codes[i]) * S + e2m1_value(residual[i]) * rest;
+}
+
+void store_master(const AdamwArgs& args, int64_t at, float* x, const uint32_t* draws) {
   if (args.mode == WeightMode::kFp32) {
     float* master = static_cast<float*>(args.master) + at;
-    QN_BLOCK_LOOP(i) {
-      base[i] = master[i];
-      x[i] = base[i] * args.keep - args.rate * u[i];
-      master[i] = x[i];
-    }
-  } else {
+    QN_BLOCK_LOOP(i) master[i] = x[i];
+  } else if (args.mode == WeightMode::kBf16) {
     uint16_t* master = static_cast<uint16_t*>(args.master) + at;
     QN_BLOCK_LOOP(i) {
-      base[i] = bf16_value(master[i]);
-      master[i] = stochastic_bf16(base[i] * args.keep - args.rate * u[i], draws[i] << 8);
+      master[i] = stochastic_bf16(x[i], draws[i] << 8);
       x[i] = bf16_value(master[i]);
     }
   }
+}
+
+// Codes that are the nearest of a master, or of what codes and residual together hold.
+void step_nearest(const AdamwArgs& args, int64_t at, uint32_t* codes, uint8_t& scale, const float* u,
+                  const BlockDraws& draws, int32_t& saturated) {
+  const bool with_residual = args.mode == WeightMode::kNvfp4Residual;
+  alignas(64) float base[16], x[16];
+  alignas(64) uint32_t residual[16];
+  if (with_residual) unpack_nibbles(residual, args.residual_codes + at / 2, 16);
+  load_base(base, args, codes, scale, residual, at);
+  QN_BLOCK_LOOP(i) x[i] = base[i] * args.keep - args.rate * u[i];
+  store_master(args, at, x, draws.weight);
   int32_t moved = 0;
   QN_BLOCK_LOOP(i) moved |= x[i] != base[i] ? 1 : 0;
-  return moved != 0;
+  if (moved == 0) return;
+  sticky_block<false>(codes, scale, x, nullptr, draws.growth, saturated);
+  if (!with_residual) return;
+  const float S = e4m3_value(scale);
+  QN_BLOCK_LOOP(i) x[i] = (x[i] - e2m1_value(codes[i]) * S) * (1 / kResidualUnit);
+  sticky_block<true>(residual, args.residual_scales[at / 16], x, draws.weight, draws.residual_growth, saturated);
+  pack_nibbles(args.residual_codes + at / 2, residual, 16);
 }
 
 // words: those of the tile's blocks in the stream kPacked.
@@ -111,18 +139,8 @@ void step_nvfp4(const AdamwArgs& args, int64_t row, int64_t column, int64_t n, c
     uint32_t* block = codes + 16 * b;
     if (args.mode == WeightMode::kNvfp4) {
       step_weights(args, block, scales[b], u + 16 * b, draws.weight, draws.growth, result->saturated);
-    } else if (args.mode == WeightMode::kNvfp4Residual) {
-      alignas(64) uint32_t residual[16];
-      uint8_t* residual_bytes = args.residual_codes + at / 2 + 8 * b;
-      unpack_nibbles(residual, residual_bytes, 16);
-      step_residual_weights(args, block, scales[b], residual, args.residual_scales[at / 16 + b], u + 16 * b,
-                            draws.weight, draws.growth, draws.residual_growth, result->saturated);
-      pack_nibbles(residual_bytes, residual, 16);
     } else {
-      alignas(64) float x[16];
-      if (step_master(args, at + 16 * b, x, u + 16 * b, draws.weight)) {
-        step_nearest_codes(block, scales[b], x, draws.growth, result->saturated);
-      }
+      step_nearest(args, at + 16 * b, block, scales[b], u + 16 * b, draws, result->saturated);
     }
     result->changed_codes += count_changes(block, before + 16 * b);
   }
@@ -167,8 +185,7 @@ void update_packed_row(const AdamwArgs& args, int64_t row, const float* g, Adamw
   const int64_t K = args.K;
   const Draw draw{args.seed, args.parameter, args.step};
   uint8_t *m_scales = args.m.scales + row * (K / 16), *v_scales = args.v.scales + row * (K / 16);
-  PackedRow constants = packed_step(args);
-  enter_row(constants, args.v.rows[row], args.m.rows[row]);
+  const PackedRow constants = packed_row(args, args.v.rows[row], args.m.rows[row]);
   const bool fresh = v_scales[0] == 0;
   CentreSum sum;
   if (fresh) sum = fresh_sum(constants, g, K);

@@ -182,7 +182,7 @@ struct TimedParameter {
     args.moments = MomentFormat::kNvfp4;
     args.m = {m.as<void>(), m_scales.as<uint8_t>(), m_rows.as<float>()};
     args.v = {v.as<void>(), v_scales.as<uint8_t>(), v_rows.as<float>()};
-    args.rate = 0.1f;  // of weights whose scales are 16 to 56: a three hundredth of a scale
+    args.rate = 0.5f;  // of weights whose scales are 16 to 56
     args.seed = seed;
   }
 
