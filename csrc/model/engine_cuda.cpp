@@ -231,7 +231,10 @@ class CudaEngine : public Engine {
       return linear_w4a4_cuda(y, type, bf16(x), w, N, accumulate, products(bytes));
     }
     const WeightView dense = as_product_operand(w);
-    linear_cuda(y, type, bf16(x), dense, N, accumulate, products(linear_cuda_scratch_bytes(dense)));
+    // A few tokens read a packed weight as it is.
+    const bool packed =
+        dense.storage == Storage::kNvfp4 && N <= kGemvTokens && gemv_nvfp4_fits_cuda(dense.cols);
+    linear_cuda(y, type, bf16(x), dense, N, accumulate, products(packed ? 0 : linear_cuda_scratch_bytes(dense)));
   }
 
   void norm_backward(Activation* dx, float* dw, const Activation* dy, const Activation* x, const Parameter& w,

@@ -42,7 +42,7 @@ export interface RunSettings {
 }
 
 export const pretraining: RunSettings = {
-  steps: 750,
+  steps: 900,
   warmupSteps: 30,
   lr: 4e-3,
   maxGradNorm: 1,
