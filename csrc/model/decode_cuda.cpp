@@ -236,8 +236,12 @@ class Decoder {
     }
     args.norm = norm ? norm_weight(*norm) : nullptr;
     args.norm_eps = c_.eps;
-    // Not overlap_previous: fetching weights early only slows the product before, a token of Qwen3-4B on an H200 took
-    // 1.77 ms with it and 1.39 without.
+    // What a token's chain of launches is fastest with on an H200 (benchmarks/ops/gemv-cuda.ts, chain): the next launch
+    // starts while this one still runs, but fetches no weights before its turn, which would only slow this one.
+    args.overlap_previous = true;
+    args.tuning.stages = 4;
+    args.tuning.trigger = GemvTrigger::kStaged;
+    args.tuning.fill_late = args.tuning.default_carveout = args.tuning.uneven = true;
     return args;
   }
 
@@ -263,6 +267,8 @@ class Decoder {
     if (packed({p.gate_proj, p.up_proj})) {
       GemvCudaArgs args = product({p.gate_proj, p.up_proj}, {s_.gate}, s_.x, p.post_norm);
       args.swiglu = true;
+      args.overlap_previous = false;  // by the same measurement
+      args.tuning.stages = 2;
       return gemv_nvfp4_cuda(args, stream_);
     }
     engine_->rms_norm(s_.x_norm, nullptr, s_.x, *p.post_norm, 1, c_.eps);

@@ -232,8 +232,7 @@ class CudaEngine : public Engine {
     }
     const WeightView dense = as_product_operand(w);
     // A few tokens read a packed weight as it is.
-    const bool packed =
-        dense.storage == Storage::kNvfp4 && N <= kGemvTokens && gemv_nvfp4_fits_cuda(dense.cols);
+    const bool packed = dense.storage == Storage::kNvfp4 && N <= kGemvTokens && gemv_nvfp4_fits_cuda(dense.cols);
     linear_cuda(y, type, bf16(x), dense, N, accumulate, products(packed ? 0 : linear_cuda_scratch_bytes(dense)));
   }
 

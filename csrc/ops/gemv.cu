@@ -680,8 +680,9 @@ Choice choose(const GemvCudaArgs& args, const int64_t (&outputs)[kGemvMatrices],
     if (!tuning.uneven) deal_spare_blocks(blocks, outputs, spare);
     int64_t end = 0;
     for (int i = 0; i < kGemvMatrices; ++i) choice.blocks_end[i] = static_cast<int>(end += blocks[i]);
-    for (const int stages : {2, 1}) {
-      choice.stages = tuning.stages ? tuning.stages : whole ? stages : 1;
+    for (const int stages : {tuning.stages, 2, 1}) {
+      if (stages == 0) continue;
+      choice.stages = whole ? stages : 1;
       choice.bytes = base_bytes(choice, args.K) + (most + tile_outputs - 1) / tile_outputs * tile_bytes;
       if (choice.bytes <= limit) return choice;
     }

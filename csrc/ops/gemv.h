@@ -36,7 +36,7 @@ struct GemvMatrix {
 // When a block lets the next kernel start.
 enum class GemvTrigger : uint8_t { kChosen, kFirst, kAfterWait, kStaged, kMultiplied };
 
-// How the kernel is laid out; zeros: chosen by shape. For benchmarks.
+// How the kernel is laid out; zeros: chosen by shape. A ring that does not fit is shortened.
 struct GemvTuning {
   int stages = 0, chunks = 0, blocks = 0;  // units in flight a warp, 128 columns of a unit, blocks a multiprocessor
   GemvTrigger trigger = GemvTrigger::kChosen;
