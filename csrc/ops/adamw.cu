@@ -184,7 +184,8 @@ __device__ bool stopped(AdamwRow* rows, const AdamwArgs& args) {
 //            thread block goes from row to row, a thread takes a block of 16 columns a round, codes in 8-byte accesses
 // needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
 // numerics   the functions of ops/adamw_packed.h: codes, scales, rows and masters are the CPU's bytes
-// measured   not yet
+// measured   H200 N=9728 K=2560, all NVFP4, bf16 gradient: b=.001 446 GB/s, 10 % of copy (4277); b=.05 267 GB/s, 6 %
+//            of 4270; weights with a residual, b=.001: 400 GB/s, 9 % of 4270; 2026-11-21
 template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
 __global__ void __launch_bounds__(kPackedThreads, kPackedBlocks)
     adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {

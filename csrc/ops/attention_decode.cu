@@ -133,7 +133,8 @@ __device__ __forceinline__ void decode_rows(const AttentionDecodeCuda& args, con
 // launch     grid (KV, splits), block 128, smem 2·128·(D+8)·2 B + 7 KB     16 rows at a time, k and v stay
 // needs      D 64 or 128, 16-byte aligned pages
 // numerics   f32 scores and sums, p rounds to bf16 for p · v
-// measured   not yet
+// measured   H200 T=1 Q=32 KV=8 D=128, merge included: S=32768 2059 GB/s, 49 % of copy (4245); S=2048 799 GB/s,
+//            19 %; T=8: 1529 GB/s, 36 %, and 702 GB/s, 17 %; 2026-11-21
 template <int D>
 __global__ void __launch_bounds__(kBlockThreads)
     attention_decode_kernel(const AttentionDecodeCuda args, const AttentionPartials partials, float scale) {

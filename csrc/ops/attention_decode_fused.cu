@@ -185,7 +185,8 @@ __device__ __forceinline__ void merge_warps(const AttentionDecodeFusedCuda& a, c
 //            of its own; the last block of a key head to end merges the splits
 // needs      D 64 or 128, Q / KV <= 8, pages of a multiple of 16 positions, all 16-byte aligned
 // numerics   queries and keys as qk_norm_rope_cuda; f32 scores and sums, p rounds to bf16 for p · v; y rounds once
-// measured   not yet
+// measured   H200 Q=32 KV=8 D=128, three tiles, overlapping the launch before: S=32768 3616 GB/s, 85 % of copy (4269);
+//            S=8192 2694 GB/s, 63 %; one tile: S=2048 977 GB/s, 23 %; 2026-11-21
 template <int D, int kStages>
 __global__ void __launch_bounds__(kBlockThreads, 4)
     attention_decode_fused_kernel(const __grid_constant__ AttentionDecodeFusedCuda a, const float log2_scale) {

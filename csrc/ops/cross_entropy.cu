@@ -59,7 +59,7 @@ struct RunningSum {
 // launch     grid T, block 512, smem 128 B                               one row a block, 16-B loads where C % 8 == 0
 // needs      16-byte aligned logits
 // numerics   f32: eights in a tree, a thread's eights in order, threads in a tree; exponentials within 2^-22 relative
-// measured   not yet
+// measured   H200 T=256 C=151936: 2802 GB/s, 69 % of copy (4039), 2026-11-21
 template <bool eights>
 __global__ void __launch_bounds__(kRowThreads)
     cross_entropy_accumulate_kernel(const CrossEntropyState state, const uint16_t* __restrict__ logits,
@@ -112,9 +112,10 @@ __global__ void cross_entropy_finish_kernel(float* lse, const CrossEntropyState 
 
 // computes   logit ← (e^(logit − lse) − [v = label]) · weight            0 where the label is ignored
 // moves      read 2·T·C B, write 2·T·C B                                 bound: memory
-// launch     grid (T, ceil(C / (width · 1024))), block 256, smem 0       4 vectors a thread, 16-B accesses where C % 8
-// == 0 needs      16-byte aligned logits numerics   f32; the label's own element through expm1; bf16 rounding once, at
-// the store measured   not yet
+// launch     grid (T, ceil(C / (width · 1024))), block 256, smem 0       4 vectors a thread, 16-B where C % 8 == 0
+// needs      16-byte aligned logits
+// numerics   f32; the label's own element through expm1; bf16 rounding once, at the store
+// measured   H200 T=256 C=151936: 3293 GB/s, 82 % of copy (4039), 2026-11-21
 template <int width>
 __global__ void __launch_bounds__(kThreads)
     cross_entropy_gradient_kernel(uint16_t* __restrict__ logits, const float* __restrict__ lse,

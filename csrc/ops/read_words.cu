@@ -19,7 +19,7 @@ constexpr int64_t kBlocks = 4 * 132;  // of an H200; others only get fewer or mo
 // launch     grid min(528, bytes / 64 KiB), block 512, smem 0         eight independent 16-B loads a thread and step
 // needs      bytes % 16 == 0, 16-byte aligned
 // numerics   none
-// measured   not yet
+// measured   H200 219 MB: 4148 GB/s, 98 % of copy (4245), 2026-11-21
 __global__ void __launch_bounds__(kThreads)
     read_words_kernel(uint32_t* out, const uint4* __restrict__ data, int64_t count) {
   const int64_t step = int64_t{gridDim.x} * kThreads;

@@ -44,9 +44,10 @@ void with_groups(int64_t H, Launch&& launch) {
 
 // computes   y = x · rsqrt(mean(x²) + eps) · w                          per row
 // moves      read 2·T·H B (w stays in L1), write 2·T·H B                bound: memory
-// launch     grid ceil(T / groups), block 256, 128 or 512               one row per 16, 32, 128 or 512 threads, 16-B
-// loads needs      H % 8 == 0, H <= 16384, 16-byte aligned rows numerics   f32 sum in fixed tree order; bf16 rounding
-// once, at the store measured   not yet
+// launch     grid ceil(T / groups), block 256, 128 or 512            a row per 16, 32, 128 or 512 threads, 16-B loads
+// needs      H % 8 == 0, H <= 16384, 16-byte aligned rows
+// numerics   f32 sum in fixed tree order; bf16 rounding once, at the store
+// measured   H200 T=8192 H=2560: 3425 GB/s, 85 % of copy (4039); T=262144 H=128: 3431 GB/s, 85 %; 2026-11-21
 template <typename Groups>
 __global__ void __launch_bounds__(Groups::kThreads)
     rms_norm_kernel(uint16_t* y, float* inv_rms, const uint16_t* x, const float* __restrict__ w, int64_t T, int64_t H,
@@ -114,7 +115,8 @@ __device__ void write_partials(float* partials, const Eight (&sums)[Groups::kVec
 // launch     grid up to 512 runs of rows (rows_per_run of them), block 256, 128 or 512; smem partials of the groups
 // needs      as forward
 // numerics   f32; mean in fixed tree order, partials in the order of rows; bf16 rounding once, at the store
-// measured   not yet
+// measured   H200 T=8192 H=2560, with the sum of the partials: 2770 GB/s, 69 % of copy (4039); accumulate:
+//            2529 GB/s, 63 %; 2026-11-21
 template <typename Groups>
 __global__ void __launch_bounds__(Groups::kThreads)
     rms_norm_backward_kernel(const RmsNormBackwardCuda a, int64_t rows_per_run) {

@@ -20,7 +20,7 @@ constexpr int kTablePositions = 8;
 // launch     grid (ceil(T / 8), ceil(D / 2 / 64)), block 64              8 positions a thread
 // needs      nothing
 // numerics   pow, cos and sin in f64, angle in f32
-// measured   not yet
+// measured   H200 T=8192 D=128: 5.5 µs, 766 GB/s, 19 % of copy (4039), 2026-11-21
 __global__ void rope_table_kernel(float* __restrict__ cosines, float* __restrict__ sines,
                                   const int32_t* __restrict__ positions, int64_t T, int64_t D, float base) {
   const int64_t i = int64_t{blockIdx.y} * kTableThreads + threadIdx.x, half = D / 2;
@@ -37,7 +37,7 @@ __global__ void rope_table_kernel(float* __restrict__ cosines, float* __restrict
 // launch     grid ceil(T·heads·D/16 / 256), block 256, smem 0            8 pairs a thread, 16-B loads
 // needs      D % 16 == 0, x and tables 16-byte aligned
 // numerics   f32, nothing contracted: the bytes of the CPU; bf16 rounding once, at the store
-// measured   not yet
+// measured   H200 T=8192, 32 heads, D=128: 3622 GB/s, 90 % of copy (4039), 2026-11-21
 __global__ void __launch_bounds__(kThreads)
     rope_kernel(uint16_t* __restrict__ x, const float* __restrict__ cosines, const float* __restrict__ sines,
                 int64_t vectors, int64_t heads, int64_t half, float sign) {

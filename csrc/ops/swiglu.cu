@@ -24,7 +24,7 @@ __device__ SwigluGradient swiglu_gradient(float dy, float z, float u) {
 // launch     grid ceil(count / 8 / 256), block 256, smem 0               8 elements a thread, 16-B loads
 // needs      16-byte aligned pointers; y may alias gate or up
 // numerics   f32; bf16 rounding once, at the store
-// measured   not yet
+// measured   H200 T=2048 F=9728: 3901 GB/s, 97 % of copy (4039), 2026-11-21
 __global__ void __launch_bounds__(kThreads)
     swiglu_kernel(uint16_t* y, const uint16_t* gate, const uint16_t* up, int64_t count) {
   const int64_t begin = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kLaneValues;
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
 // launch     as swiglu_kernel
 // needs      16-byte aligned pointers; dgate may alias gate, dup may alias up
 // numerics   f32; bf16 rounding once, at the stores
-// measured   not yet
+// measured   H200 T=2048 F=9728: 3990 GB/s, 99 % of copy (4039), 2026-11-21
 __global__ void __launch_bounds__(kThreads)
     swiglu_backward_kernel(uint16_t* dgate, uint16_t* dup, const uint16_t* dy, const uint16_t* gate, const uint16_t* up,
                            int64_t count) {
