@@ -16,7 +16,7 @@ constexpr int kThreads = 256;
 // launch     grid (ceil(T·KV·D / kValues / 256), 2), block 256, smem 0   keys, then values; one access a thread
 // needs      D a multiple of the values of a Word
 // numerics   copies
-// measured   H200 T=2048 KV=8 D=128: 2693 GB/s, 63 % of copy (4242), 2026-11-21
+// measured   H200 T=2048 KV=8 D=128: 6.2 µs, 2693 GB/s, k and v the same at every launch, so from L2, 2026-11-21
 template <typename Word>
 __global__ void __launch_bounds__(kThreads)
     kv_cache_write_kernel(const KvCacheSlots slots, const uint16_t* __restrict__ k, const uint16_t* __restrict__ v,
