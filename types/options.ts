@@ -89,7 +89,7 @@ export interface CachedForwardOptions {
 export interface KvCacheOptions {
   /** Most positions it may hold, 1 or more. Pages of 64 positions are allocated as needed. */
   maxTokens: number
-  /** Element type of keys and values. Default: 'fp32' on the CPU, 'bf16' on a GPU. */
+  /** Element type of keys and values. Default: 'fp32' on the CPU; a GPU has 'bf16' alone and refuses others. */
   dtype?: CacheDtype
 }
 
