@@ -30,8 +30,9 @@ class HostMemory : public Memory {
 }  // namespace
 
 Memory& host_memory() {
-  static HostMemory memory;
-  return memory;
+  // Never destroyed: buffers of other static objects are freed after it would be.
+  static HostMemory* const memory = new HostMemory;
+  return *memory;
 }
 
 void MemoryLedger::charge(MemoryKind kind, int64_t bytes) {
