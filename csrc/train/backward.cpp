@@ -1,8 +1,9 @@
 // The backward pass, layer by layer from the last. A weight reaches the sink after its value was last used, so a sink
 // may change it at once (fused update).
 #include <algorithm>
-#include <vector>
+#include <optional>
 
+#include "model/host_activations.h"
 #include "train/tape_state.h"
 
 namespace qn {
@@ -24,7 +25,7 @@ class Backward {
         engine_(engine),
         arena_(tape.model.device().ledger(), MemoryKind::kActivations, plan_bytes()),
         g_(take_backward(arena_, c_, tape.N(), engine.activation_bytes())) {
-    if (dlogits) adopt(dlogits);
+    if (dlogits) dlogits_.emplace(engine, dlogits, N() * c_.V);
   }
 
   void run(float scale) {
@@ -43,19 +44,10 @@ class Backward {
     return plan.bytes();
   }
 
-  // The caller's gradient f32[N, V] as activations on the device.
-  void adopt(const float* dlogits) {
-    MemoryLedger& ledger = model_.device().ledger();
-    const int64_t count = N() * c_.V;
-    dlogits_ = Buffer(ledger, MemoryKind::kScratch, count * engine_.activation_bytes());
-    const Buffer wide(ledger, MemoryKind::kScratch, count * 4);
-    engine_.device().copy_in(wide.data(), dlogits, count * 4);
-    check_finite(engine_.all_finite(wide.as<float>(), count), "the loss with respect to the logits");
-    engine_.narrow(dlogits_.as<Activation>(), wide.as<float>(), count);
-  }
-
   void weigh_tokens(float scale) {
-    if (dlogits_) return;
+    if (dlogits_) {
+      return check_finite(engine_.all_finite(dlogits_->get(), N() * c_.V), "the loss with respect to the logits");
+    }
     check_finite(engine_.all_finite(tape_.buffers.lse, N()), "the loss (log-sum-exp of the logits)");
     const float weight = tape_.target_count ? scale / static_cast<float>(tape_.target_count) : 0.0f;
     engine_.fill(tape_.buffers.weight, weight, N());
@@ -67,7 +59,7 @@ class Backward {
     int64_t cols, begin;
   };
   LogitsGradient logits_gradient(int64_t begin, int64_t count) {
-    if (dlogits_) return {dlogits_.as<Activation>(), c_.V, begin};
+    if (dlogits_) return {dlogits_->get(), c_.V, begin};
     if (!chunk_) {
       chunk_ =
           Buffer(model_.device().ledger(), MemoryKind::kScratch, N() * tape_.head_chunk() * engine_.activation_bytes());
@@ -95,7 +87,7 @@ class Backward {
     const int64_t chunk = tape_.head_chunk();
     const WeightView w = model_.head().view();
     if (dlogits_) {
-      engine_.linear_backward_input(g_.dnorm, dlogits_.as<Activation>(), w, N(), false);
+      engine_.linear_backward_input(g_.dnorm, dlogits_->get(), w, N(), false);
     } else {
       for (int64_t begin = 0; begin < c_.V; begin += chunk) {
         engine_.cpu().check_cancelled();
@@ -219,7 +211,8 @@ class Backward {
   const LayerPass pass_;
   GradientSink& sink_;
   Engine& engine_;
-  Buffer dlogits_, chunk_;  // [N, V], [N, head_chunk()]
+  std::optional<HostActivations> dlogits_;  // [N, V], a caller's
+  Buffer chunk_;                            // [N, head_chunk()]
   Arena arena_;
   BackwardBuffers g_;
 };

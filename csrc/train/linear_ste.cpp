@@ -1,31 +1,12 @@
 #include "train/linear_ste.h"
 
-#include <vector>
-
+#include "core/host_bytes.h"
+#include "model/host_activations.h"
 #include "ops/quantize.h"
 
 namespace qn {
 
 namespace {
-
-// f32 values of the host as activations: themselves on the CPU, else a copy on the device, rounded to bf16.
-class Input {
- public:
-  Input(Engine& engine, const float* values, int64_t count) : x_(reinterpret_cast<const Activation*>(values)) {
-    Device& device = engine.device();
-    if (!device.cuda()) return;
-    const Buffer wide(device.ledger(), MemoryKind::kScratch, count * 4);
-    copy_ = Buffer(device.ledger(), MemoryKind::kScratch, count * engine.activation_bytes());
-    device.copy_in(wide.data(), values, count * 4);
-    engine.narrow(copy_.as<Activation>(), wide.as<float>(), count);
-    x_ = copy_.as<Activation>();
-  }
-  const Activation* get() const { return x_; }
-
- private:
-  Buffer copy_;
-  const Activation* x_;
-};
 
 // f32 values that operations write and deliver() hands to the host: in its own memory on the CPU.
 class Output {
@@ -54,10 +35,12 @@ QuantizedMatrix::QuantizedMatrix(Device& device, const float* w, int64_t N, int6
       codes_(device.ledger(), MemoryKind::kActivations, N * K / 2),
       scales_(device.ledger(), MemoryKind::kActivations, N * K / kBlockSize) {
   if (two_level) global_scale_ = two_level_global_scale(amax_cpu(w, N, K, cpu));
-  std::vector<uint8_t> codes(static_cast<size_t>(codes_.bytes())), scales(static_cast<size_t>(scales_.bytes()));
-  quantize_nvfp4_cpu({codes.data(), scales.data(), w, N, K, global_scale_, Rounding::kNearestEven, rule, {}}, cpu);
-  device.copy_in(codes_.data(), codes.data(), codes_.bytes());
-  device.copy_in(scales_.data(), scales.data(), scales_.bytes());
+  HostBytes codes(device, codes_, HostBytes::Start::kUninitialised);
+  HostBytes scales(device, scales_, HostBytes::Start::kUninitialised);
+  quantize_nvfp4_cpu(
+      {codes.as<uint8_t>(), scales.as<uint8_t>(), w, N, K, global_scale_, Rounding::kNearestEven, rule, {}}, cpu);
+  codes.write_back();
+  scales.write_back();
 }
 
 WeightView QuantizedMatrix::view() const {
@@ -70,7 +53,7 @@ WeightView QuantizedMatrix::view() const {
 }
 
 void linear_ste(Engine& engine, float* y, const float* x, const WeightView& quantized, int64_t T) {
-  const Input input(engine, x, T * quantized.cols);
+  const HostActivations input(engine, x, T * quantized.cols);
   Output output(engine, y, T * quantized.rows);
   engine.logits(output.get(), input.get(), quantized, T, false);
   output.deliver();
@@ -79,7 +62,7 @@ void linear_ste(Engine& engine, float* y, const float* x, const WeightView& quan
 void linear_ste_backward(Engine& engine, float* dx, float* dw, const float* dy, const float* x,
                          const WeightView& quantized, int64_t T) {
   const int64_t N = quantized.rows, K = quantized.cols;
-  const Input input(engine, x, T * K), gradient(engine, dy, T * N);
+  const HostActivations input(engine, x, T * K), gradient(engine, dy, T * N);
   Output weight(engine, dw, N * K);
   engine.linear_backward_weight({{weight.get()}, gradient.get(), input.get(), T, K, N, 0, N, false});
   weight.deliver();

@@ -40,34 +40,45 @@ CudaBuffer fused_scratch(const AttentionDecodeFusedCuda& args) {
   return on_device(zeros.data(), static_cast<int64_t>(zeros.size()));
 }
 
+// The arrays that both test ops begin with, around the pages in arguments 1 and 2.
+struct FusedArrays {
+  DeviceArray y, q, k, v, q_w, k_w;
+  explicit FusedArrays(const Napi::CallbackInfo& info)
+      : y(info[0]), q(info[3]), k(info[4]), v(info[5]), q_w(info[6]), k_w(info[7]) {}
+
+  void show(AttentionDecodeFusedCuda& args) const {
+    args.y = y.bf16();
+    args.q = q.bf16();
+    args.k = k.bf16();
+    args.v = v.bf16();
+    args.q_w = q_w.buffer.as<float>();
+    args.k_w = k_w.buffer.as<float>();
+  }
+};
+
 void run_fused(const Napi::CallbackInfo& info) {
-  const DeviceArray y(info[0]), q(info[3]), k(info[4]), v(info[5]), q_w(info[6]), k_w(info[7]);
+  const FusedArrays arrays(info);
   const DeviceArray cosines(info[8]), sines(info[9]);
   const DevicePages k_pages(info[1]), v_pages(info[2]);
   const Napi::Value dims = info[10];
   const DevicePosition position(dims);
   AttentionDecodeFusedCuda args = fused_dims(dims);
   const CudaBuffer scratch = fused_scratch(args);
-  args.y = y.bf16();
   args.slots = slots_of(k_pages, v_pages, dims, position);
-  args.q = q.bf16();
-  args.k = k.bf16();
-  args.v = v.bf16();
-  args.q_w = q_w.buffer.as<float>();
-  args.k_w = k_w.buffer.as<float>();
+  arrays.show(args);
   args.cosines = cosines.buffer.as<float>();
   args.sines = sines.buffer.as<float>();
   args.scratch = scratch.as<void>();
   args.eps = eps_of(dims);
   args.overlap_previous = true;
   for (int64_t i = option(dims, "launches", 1); i > 0; --i) attention_decode_fused_cuda(args, nullptr);
-  y.download();
+  arrays.y.download();
   k_pages.download(info[1]);
   v_pages.download(info[2]);
 }
 
 void run_steps(const Napi::CallbackInfo& info) {
-  const DeviceArray y(info[0]), q(info[3]), k(info[4]), v(info[5]), q_w(info[6]), k_w(info[7]);
+  const FusedArrays arrays(info);
   const DevicePages k_pages(info[1]), v_pages(info[2]);
   const DeviceWeight embedding(weight_view(info[8]));
   const Napi::Value dims = info[9];
@@ -76,13 +87,8 @@ void run_steps(const Napi::CallbackInfo& info) {
   const CudaBuffer ids = on_device(&id, sizeof(id)), x(embedding.view.cols * 2);
   AttentionDecodeFusedCuda args = fused_dims(dims);
   const CudaBuffer scratch = fused_scratch(args), cosines(args.D * 2), sines(args.D * 2);
-  args.y = y.bf16();
   args.slots = slots_of(k_pages, v_pages, dims, position);
-  args.q = q.bf16();
-  args.k = k.bf16();
-  args.v = v.bf16();
-  args.q_w = q_w.buffer.as<float>();
-  args.k_w = k_w.buffer.as<float>();
+  arrays.show(args);
   args.cosines = cosines.as<float>();
   args.sines = sines.as<float>();
   args.scratch = scratch.as<void>();
@@ -102,7 +108,7 @@ void run_steps(const Napi::CallbackInfo& info) {
     decode_begin_cuda(begin, stream);
     attention_decode_fused_cuda(args, stream);
   });
-  y.download();
+  arrays.y.download();
   k_pages.download(info[1]);
   v_pages.download(info[2]);
 }
