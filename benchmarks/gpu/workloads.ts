@@ -1,5 +1,6 @@
 /** What is measured, and the limits that physics sets it (docs of the formulas beside each). */
 import type { Qwen3Config, Recompute } from 'qwen3-nvfp4'
+import { qwen3Of4b } from '../../test/support/qwen3-4b'
 
 export interface Workload {
   config: Qwen3Config
@@ -13,18 +14,7 @@ export interface Workload {
 /** Those of benchmarks/peers/hf.py. */
 export const workloads: Record<string, Workload> = {
   '4b': {
-    config: {
-      hiddenSize: 2560,
-      numHiddenLayers: 36,
-      numAttentionHeads: 32,
-      numKeyValueHeads: 8,
-      headDim: 128,
-      intermediateSize: 9728,
-      vocabSize: 151936,
-      ropeTheta: 5e6,
-      rmsNormEps: 1e-6,
-      tieWordEmbeddings: true,
-    },
+    config: qwen3Of4b,
     prefill: [512, 2048, 8192],
     decode: [
       { prompt: 32, tokens: 480 },

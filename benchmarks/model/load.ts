@@ -11,25 +11,18 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import { Qwen3Nvfp4Model, type LoadOptions, type Qwen3Config } from 'qwen3-nvfp4'
+import { qwen3Of4b } from '../../test/support/qwen3-4b'
 
-const common = { numKeyValueHeads: 8, headDim: 128, ropeTheta: 1e6, rmsNormEps: 1e-6, tieWordEmbeddings: true }
 const shapes: Record<string, Qwen3Config> = {
   '0.6b': {
-    ...common,
+    ...qwen3Of4b,
     hiddenSize: 1024,
     numHiddenLayers: 12,
     numAttentionHeads: 16,
     intermediateSize: 3072,
     vocabSize: 32768,
   },
-  '4b': {
-    ...common,
-    hiddenSize: 2560,
-    numHiddenLayers: 36,
-    numAttentionHeads: 32,
-    intermediateSize: 9728,
-    vocabSize: 151936,
-  },
+  '4b': qwen3Of4b,
 }
 
 const { values: given } = parseArgs({

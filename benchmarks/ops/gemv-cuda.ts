@@ -8,16 +8,11 @@
  * distinct random weights, divided by the launches: gaps between kernels are included.
  */
 import { ops } from '../../test/support/native-ops'
+import '../support/require-cuda'
 
 const replays = Number(process.argv[2] ?? 5)
 const only = process.argv[3]
 const ringBytes = 1.25e9
-
-const probe = ops.probeCuda!() as { devices: number; reason: string }
-if (probe.devices === 0) {
-  console.log(`no CUDA device: ${probe.reason}`)
-  process.exit(0)
-}
 
 interface Shape {
   name: string

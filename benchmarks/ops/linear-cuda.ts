@@ -9,16 +9,11 @@
  * they are in a model. `read` is the plain read in launches of the same number of bytes, with the same gaps.
  */
 import { ops } from '../../test/support/native-ops'
+import '../support/require-cuda'
 
 const replays = Number(process.argv[2] ?? 5)
 const only = process.argv[3]
 const ringBytes = 1.25e9
-
-const probe = ops.probeCuda!() as { devices: number; reason: string }
-if (probe.devices === 0) {
-  console.log(`no CUDA device: ${probe.reason}`)
-  process.exit(0)
-}
 
 type Product = 'forward' | 'input' | 'weight'
 const shapes: [name: string, N: number, K: number][] = [

@@ -7,15 +7,10 @@
  * that nothing is still in L2. Quantising rounds to nearest under a given global scale; `amax` is the pass that finds it.
  */
 import { ops } from '../../test/support/native-ops'
+import '../support/require-cuda'
 
 const replays = Number(process.argv[2] ?? 5)
 const ringBytes = 2e9
-
-const probe = ops.probeCuda!() as { devices: number; reason: string }
-if (probe.devices === 0) {
-  console.log(`no CUDA device: ${probe.reason}`)
-  process.exit(0)
-}
 
 const row = (...cells: (string | number)[]) =>
   console.log(cells.map((cell, i) => String(cell)[i === 0 ? 'padEnd' : 'padStart'](i === 0 ? 32 : 12)).join(''))

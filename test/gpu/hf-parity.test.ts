@@ -5,7 +5,7 @@
 import { Qwen3Nvfp4Model } from 'qwen3-nvfp4'
 import { crossEntropyGradient } from '../support/cross-entropy-gradient'
 import { describeOnGpu, device, leads, top } from '../support/gpu'
-import { describeCheckpoints, referenceAdamw, type Reference } from '../support/hf-parity'
+import { describeCheckpoints, referenceAdamw, stepLoss, type Reference } from '../support/hf-parity'
 import { expectSimilar } from '../support/similarity'
 
 /**
@@ -114,17 +114,8 @@ describeCheckpoints(
     test.each(['backward and step', 'trainStep'])('AdamW steps with fp32 states match: %s', async (how) => {
       await using own = await Qwen3Nvfp4Model.load(checkpoint.folder, { weights: 'fp32', device })
       await using optimizer = own.createOptimizer(referenceAdamw)
-      const [ids, labels] = [reference.rows('input_ids'), reference.rows('labels')]
       for (const expected of reference.floats('adamw.losses')) {
-        let value: number
-        if (how === 'trainStep') {
-          value = (await optimizer.trainStep({ ids, labels })).loss
-        } else {
-          const loss = await own.loss(ids, labels)
-          value = loss.value
-          await loss.backward()
-          await optimizer.step()
-        }
+        const value = await stepLoss(own, optimizer, reference, how)
         // The first steps of AdamW go by the sign of a gradient, which an error turns where the gradient is near zero.
         expect(Math.abs(value / expected - 1)).toBeLessThan(0.01)
       }

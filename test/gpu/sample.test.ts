@@ -1,24 +1,9 @@
 /** Needs a CUDA device: `npm run test:gpu`. */
 import { ops, seededValues } from '../support/native-ops'
+import type { Sampled, SampleOptions } from '../support/sample-ops'
 
 const probe = ops.probeCuda!() as { devices: number; reason: string }
 const withCuda = probe.devices > 0 ? describe : describe.skip
-
-interface Options {
-  temperature?: number
-  topK?: number
-  topP?: number
-  minP?: number
-  repetitionPenalty?: number
-  seed?: number
-  topLogprobs?: number
-}
-
-interface Sampled {
-  id: number
-  logprob: number
-  top: { id: number; logprob: number }[]
-}
 
 interface CudaSampled extends Sampled {
   badId: number
@@ -34,7 +19,7 @@ interface Call {
   slots?: number
 }
 
-function onCuda(logits: Float32Array, options: Options, call: Call = {}): CudaSampled & { seen: Uint8Array } {
+function onCuda(logits: Float32Array, options: SampleOptions, call: Call = {}): CudaSampled & { seen: Uint8Array } {
   const seen = new Uint8Array(logits.length)
   for (const id of call.history ?? []) seen[id] = 1
   const { position = 1, blocks = 0, slots = 1 } = call
@@ -42,10 +27,10 @@ function onCuda(logits: Float32Array, options: Options, call: Call = {}): CudaSa
   return { ...result, seen }
 }
 
-const onCpu = (logits: Float32Array, options: Options, { position = 1, history = [] }: Call = {}): Sampled =>
+const onCpu = (logits: Float32Array, options: SampleOptions, { position = 1, history = [] }: Call = {}): Sampled =>
   ops.sampleToken!(logits, logits.length, Int32Array.from(history), position, options)
 
-function expectSame(logits: Float32Array, options: Options, call: Call = {}) {
+function expectSame(logits: Float32Array, options: SampleOptions, call: Call = {}) {
   const [cuda, cpu] = [onCuda(logits, options, call), onCpu(logits, options, call)]
   expect(cuda).toMatchObject({ id: cpu.id, nextId: cpu.id, badId: -1, position: call.position ?? 1 })
   expect(cuda.seen[cpu.id]).toBe(1)
@@ -65,7 +50,7 @@ function logitsOf(V: number, seed: number, scale: number): Float32Array {
 const SIZES = [1, 2, 31, 33, 1000, 5000, 32 * 1024 + 1, 151936]
 const MODEL_SIZE = 151936
 
-const OPTIONS: [name: string, options: Options][] = [
+const OPTIONS: [name: string, options: SampleOptions][] = [
   ['greedy', {}],
   ['temperature 1', { temperature: 1 }],
   ['temperature 0.1', { temperature: 0.1 }],

@@ -4,7 +4,7 @@
  */
 import { Qwen3Nvfp4Model } from 'qwen3-nvfp4'
 import { crossEntropyGradient } from '../support/cross-entropy-gradient'
-import { describeCheckpoints, referenceAdamw } from '../support/hf-parity'
+import { describeCheckpoints, referenceAdamw, stepLoss } from '../support/hf-parity'
 import { expectClose } from '../support/tiny-model'
 
 /** Within 1e-4 of the largest gradient of the tensor: single elements near zero have no relative precision. */
@@ -99,17 +99,8 @@ describeCheckpoints('hf-parity', (checkpoint) => {
     const { reference } = checkpoint
     const own = await Qwen3Nvfp4Model.load(checkpoint.folder, { weights: 'fp32' })
     const optimizer = own.createOptimizer(referenceAdamw)
-    const [ids, labels] = [reference.rows('input_ids'), reference.rows('labels')]
     for (const expected of reference.floats('adamw.losses')) {
-      let value: number
-      if (how === 'trainStep') {
-        value = (await optimizer.trainStep({ ids, labels })).loss
-      } else {
-        const loss = await own.loss(ids, labels)
-        value = loss.value
-        await loss.backward()
-        await optimizer.step()
-      }
+      const value = await stepLoss(own, optimizer, reference, how)
       expectClose([value], [expected], 1e-4)
     }
     for (const parameter of own.parameters()) {

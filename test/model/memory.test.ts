@@ -1,4 +1,5 @@
 import { type MemoryOptions, Qwen3Nvfp4Model } from 'qwen3-nvfp4'
+import { qwen3Of4b } from '../support/qwen3-4b'
 import { tinyConfig, tinyModel } from '../support/tiny-model'
 
 // Large enough that what is not counted would show beside the scratch of the threads.
@@ -11,19 +12,6 @@ const config = {
   numHiddenLayers: 3,
 }
 const ids = Array.from({ length: 2 }, (_, b) => Array.from({ length: 160 }, (_, t) => (t * 31 + b * 7) % 4096))
-
-const qwen3 = {
-  hiddenSize: 2560,
-  numHiddenLayers: 36,
-  numAttentionHeads: 32,
-  numKeyValueHeads: 8,
-  headDim: 128,
-  intermediateSize: 9728,
-  vocabSize: 151936,
-  ropeTheta: 5e6,
-  rmsNormEps: 1e-6,
-  tieWordEmbeddings: true,
-}
 
 // A device that no other test file uses, even where they share one addon (QN_ADDON_PATH): what they left is not counted.
 const threads = 4
@@ -79,7 +67,7 @@ describe('estimateMemory', () => {
   })
 
   test('knows Qwen3-4B: all of it trains in NVFP4 in about 8 GiB', () => {
-    const { weights, scales, moments } = Qwen3Nvfp4Model.estimateMemory(qwen3, { mode: 'training', tokens: 512 })
+    const { weights, scales, moments } = Qwen3Nvfp4Model.estimateMemory(qwen3Of4b, { mode: 'training', tokens: 512 })
     expect((weights + scales) / 2 ** 30).toBeCloseTo(2.11, 1)
     expect((weights + scales + moments) / 2 ** 30).toBeLessThan(8)
   })
@@ -109,7 +97,7 @@ describe('estimateMemory', () => {
 
   test('knows Qwen3-4B on a GPU: a step of 2048 tokens in 9 GiB, all its least in 8', () => {
     const step = (options: Partial<MemoryOptions> = {}) =>
-      Qwen3Nvfp4Model.estimateMemory(qwen3, { mode: 'training', device: 'cuda:0', tokens: 2048, ...options }).total
+      Qwen3Nvfp4Model.estimateMemory(qwen3Of4b, { mode: 'training', device: 'cuda:0', tokens: 2048, ...options }).total
     expect(step() / 2 ** 30).toBeLessThan(9)
     expect(step({ stepChunkRows: 1024 })).toBeLessThan(step())
     expect(step({ tokens: 8, stepChunkRows: 1024 }) / 2 ** 30).toBeLessThan(8)

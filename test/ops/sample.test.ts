@@ -1,26 +1,11 @@
 import { ops, seededValues } from '../support/native-ops'
+import type { Sampled, SampleOptions } from '../support/sample-ops'
 
-interface Options {
-  temperature?: number
-  topK?: number
-  topP?: number
-  minP?: number
-  repetitionPenalty?: number
-  seed?: number
-  topLogprobs?: number
-}
-
-interface Sampled {
-  id: number
-  logprob: number
-  top: { id: number; logprob: number }[]
-}
-
-const sample = (logits: Float32Array, options: Options = {}, position = 0, history: number[] = []): Sampled =>
+const sample = (logits: Float32Array, options: SampleOptions = {}, position = 0, history: number[] = []): Sampled =>
   ops.sampleToken!(logits, logits.length, Int32Array.from(history), position, options)
 
 /** Counts of every id over many positions. */
-function draws(logits: Float32Array, options: Options, count = 20000): number[] {
+function draws(logits: Float32Array, options: SampleOptions, count = 20000): number[] {
   const counts = new Array<number>(logits.length).fill(0)
   for (let position = 0; position < count; position++) counts[sample(logits, options, position).id]!++
   return counts

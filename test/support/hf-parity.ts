@@ -1,7 +1,7 @@
 /** Checkpoints that Hugging Face transformers saved, with what it computes from them in fp32: ../shared/data/hf-parity/*. */
 import { existsSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
-import { SafetensorsReader } from 'qwen3-nvfp4'
+import { type PackedAdamW, type Qwen3Nvfp4Model, SafetensorsReader } from 'qwen3-nvfp4'
 import { sharedPath } from './files'
 
 const root = process.env['QN_HF_PARITY'] ?? sharedPath('hf-parity')
@@ -72,3 +72,18 @@ async function readReference(folder: string) {
 
 /** What the AdamW steps of the references were made with. */
 export const referenceAdamw = { lr: 1e-3, betas: [0.9, 0.999], eps: 1e-8, weightDecay: 0.01, moments: 'fp32' } as const
+
+/** The loss before one AdamW step on the reference's batch, taken in either way. */
+export async function stepLoss(
+  model: Qwen3Nvfp4Model,
+  optimizer: PackedAdamW,
+  reference: Reference,
+  how: string,
+): Promise<number> {
+  const [ids, labels] = [reference.rows('input_ids'), reference.rows('labels')]
+  if (how === 'trainStep') return (await optimizer.trainStep({ ids, labels })).loss
+  const loss = await model.loss(ids, labels)
+  await loss.backward()
+  await optimizer.step()
+  return loss.value
+}
