@@ -60,7 +60,7 @@ export interface InitializeOptions extends ComputeOptions {
 }
 
 /** Token ids: one sequence, or a batch of sequences of equal length. */
-export type TokenIds = Int32Array | readonly number[] | readonly (readonly number[])[]
+export type TokenIds = Int32Array | readonly number[] | readonly (Int32Array | readonly number[])[]
 
 export interface ForwardOptions {
   /** Which positions get logits. Default: 'last'. With `gradient`: 'all'. */
