@@ -51,6 +51,15 @@ export { Parameter } from './model/parameter'
 export { Qwen3Nvfp4Model } from './model/qwen3-nvfp4-model'
 export { LinearSteResult } from './ops/linear-ste'
 
+export type { EarlyStopOptions } from './train/early-stop'
+export type { Expectation, Probe, ProbeAnswer } from './train/probes'
+export { learningRate, planSchedule } from './train/schedule'
+export type { ScheduleName, ScheduleOptions, SchedulePlan } from './train/schedule'
+export { selectTrainable } from './train/trainable'
+export type { TrainableSelection } from './train/trainable'
+export type * from './train/trainer-events'
+export type { TrainerOptions } from './train/trainer-options'
+
 export { dequantizeNvfp4, fromBlockedScales, quantizeNvfp4, toBlockedScales } from './ops/quantize'
 
 export type * from '../types/chat'

@@ -1,12 +1,12 @@
 // Fails when a file includes or imports against the arrows of CONTRIBUTING.md ("a <- b": b may use a).
 //   C++: core <- format <- ops <- model <- train <- binding;  <napi.h> only in binding;  <cuda_runtime.h> never in a header
-//   TS:  types <- lib/{errors,check,native} <- lib/{ops,format} <- lib/model <- lib/train <- lib/chat <- lib/index
+//   TS:  types <- lib/{errors,check,native} <- lib/{ops,format} <- lib/model <- lib/chat <- lib/train <- lib/index
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const CPP_LAYERS = ['core', 'format', 'ops', 'model', 'train', 'binding']
-const TS_LAYERS = [['types'], ['lib'], ['lib/ops', 'lib/format'], ['lib/model'], ['lib/train'], ['lib/chat']]
+const TS_LAYERS = [['types'], ['lib'], ['lib/ops', 'lib/format'], ['lib/model'], ['lib/chat'], ['lib/train']]
 const ENTRIES = ['lib/index.ts', 'lib/dat.ts'] // tables of contents: may import from anywhere
 
 const files = (root, pattern) =>
