@@ -18,6 +18,20 @@ export interface NativeAddon extends NativeCodec {
   linearSte(device: NativeDevice, args: NativeLinearSteArgs, cancel?: NativeCancel): Promise<NativeLinearSteOutput>
   /** Synchronous arithmetic. */
   estimateMemory(config: NativeConfig, plan: NativeMemoryPlan): NativeMemoryBytes
+  /** csrc/core/gpu_memory.h: of GPU `index`, on a thread that never waits for what devices compute. */
+  gpuMemory(index: number, openContext: boolean): Promise<NativeGpuMemory>
+}
+
+export interface NativeGpuMemory {
+  /** Whether the GPU's memory is the host's. */
+  unified: boolean
+  /** Bytes of the whole GPU, all processes; absent where the driver does not say. */
+  free?: number
+  total?: number
+  /** Those that compute, with pids of the host; absent where the driver does not say the bytes of each. */
+  processes?: { pid: number; bytes: number }[]
+  /** Why something is absent. */
+  reason: string
 }
 
 /** csrc/binding/native_codec.h. Arrays are copied on the JS thread; cols is a multiple of 16, scaleCols cols / 16. */

@@ -47,6 +47,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("Optimizer", qn::NativeOptimizer::define(env));
   exports.Set("linearSte", Napi::Function::New<qn::NativeLinearSte::JsForward>(env, "linearSte"));
   exports.Set("estimateMemory", Napi::Function::New<qn::JsEstimateMemory>(env, "estimateMemory"));
+  exports.Set("gpuMemory", Napi::Function::New<qn::JsGpuMemory>(env, "gpuMemory"));
   qn::register_codec(env, exports);
   return exports;
 }

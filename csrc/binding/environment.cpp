@@ -34,6 +34,7 @@ void Environment::tear_down(void* self) {
   environment->torn_down_ = true;
   environment->hub_->cancel_all();
   for (auto& [key, device] : environment->devices_) device->lane().stop();
+  if (environment->observer_) environment->observer_->lane().stop();
   environment->hub_->close();
 }
 
@@ -46,6 +47,11 @@ std::shared_ptr<Device> Environment::device(const std::string& name, int threads
                             : std::make_shared<Device>(threads, level, cuda_index);
   }
   return device;
+}
+
+const std::shared_ptr<Device>& Environment::observer() {
+  if (!observer_) observer_ = std::make_shared<Device>(1, detect_isa());
+  return observer_;
 }
 
 }  // namespace qn

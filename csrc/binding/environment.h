@@ -25,6 +25,8 @@ class Environment {
   // The device for these arguments, made at first use and kept until the environment ends: a lane must not be destroyed
   // by one of its own jobs.
   std::shared_ptr<Device> device(const std::string& name, int threads, const std::string& isa);
+  // A CPU device of one thread for questions that must not wait behind what the others compute.
+  const std::shared_ptr<Device>& observer();
   const std::shared_ptr<JobHub>& hub() const { return hub_; }
   JobOrder order(const std::shared_ptr<Device>& device, std::shared_ptr<CancelToken> cancel = nullptr) const {
     return {hub_, device, std::move(cancel), {}, false, false};
@@ -44,6 +46,7 @@ class Environment {
   napi_env env_;
   std::shared_ptr<JobHub> hub_;
   std::map<std::tuple<std::string, int, Isa>, std::shared_ptr<Device>> devices_;
+  std::shared_ptr<Device> observer_;
   bool torn_down_ = false;
 };
 

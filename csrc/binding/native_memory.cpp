@@ -3,6 +3,7 @@
 #include "binding/native_model.h"
 #include "binding/native_optimizer.h"
 #include "binding/train_args.h"
+#include "core/gpu_memory.h"
 #include "train/memory_estimate.h"
 
 namespace qn {
@@ -36,6 +37,44 @@ Napi::Value JsEstimateMemory(const Napi::CallbackInfo& info) {
     }
     out.Set("total", double(total));
     return Napi::Value(out);
+  });
+}
+
+namespace {
+
+Napi::Value to_js(Napi::Env env, const GpuMemoryReading& reading) {
+  const NvmlReading& memory = reading.memory;
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("unified", reading.unified);
+  out.Set("reason", memory.reason);
+  if (memory.gpu) {
+    out.Set("free", double(memory.gpu->free));
+    out.Set("total", double(memory.gpu->total));
+  }
+  if (memory.processes) {
+    Napi::Array list = Napi::Array::New(env, memory.processes->size());
+    for (uint32_t i = 0; i < list.Length(); ++i) {
+      Napi::Object process = Napi::Object::New(env);
+      process.Set("pid", double((*memory.processes)[i].pid));
+      process.Set("bytes", double((*memory.processes)[i].bytes));
+      list.Set(i, process);
+    }
+    out.Set("processes", list);
+  }
+  return out;
+}
+
+}  // namespace
+
+Napi::Value JsGpuMemory(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    const int index = static_cast<int>(int_of(info[0]));
+    const bool open_context = bool_of(info[1]);
+    Environment& environment = Environment::of(info.Env());
+    return run_job(
+        info.Env(), environment.order(environment.observer()),
+        [=](const Cpu&) { return read_gpu_memory(index, open_context); },
+        [](Napi::Env env, GpuMemoryReading& reading) { return to_js(env, reading); });
   });
 }
 

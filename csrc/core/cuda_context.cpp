@@ -22,14 +22,6 @@ namespace {
 
 cudaStream_t stream_of(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
 
-void refuse_missing(int index) {
-  const CudaProbe probe = probe_cuda();
-  if (probe.devices == 0) fail(Code::kCudaUnavailable, "CUDA cannot be used: %s", probe.reason.c_str());
-  if (index < probe.devices) return;
-  fail(Code::kCudaUnavailable, "CUDA cannot be used: cuda:%d was asked and the NVIDIA driver sees %d device%s", index,
-       probe.devices, probe.devices == 1 ? "" : "s");
-}
-
 }  // namespace
 
 CudaMemory::CudaMemory(int index, CudaStream stream) : index_(index), stream_(stream) {
@@ -99,7 +91,7 @@ CudaContext::Stream::~Stream() {
 }
 
 CudaContext::CudaContext(int index) : index_(index) {
-  refuse_missing(index);
+  require_cuda(index);
   make_current();
   cudaDeviceProp properties{};
   QN_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));

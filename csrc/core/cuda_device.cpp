@@ -11,9 +11,12 @@
 
 namespace qn {
 
-void require_cuda() {
+void require_cuda(int index) {
   const CudaProbe probe = probe_cuda();
   if (probe.devices == 0) fail(Code::kCudaUnavailable, "CUDA cannot be used: %s", probe.reason.c_str());
+  if (index < probe.devices) return;
+  fail(Code::kCudaUnavailable, "CUDA cannot be used: cuda:%d was asked and the NVIDIA driver sees %d device%s", index,
+       probe.devices, probe.devices == 1 ? "" : "s");
 }
 
 void CudaBuffer::swap(CudaBuffer& other) noexcept {

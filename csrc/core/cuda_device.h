@@ -18,8 +18,8 @@ struct CudaProbe {
 // Asks the driver anew at every call. Never throws.
 CudaProbe probe_cuda();
 
-// Throws Error(kCudaUnavailable) with the probe's reason unless there is a device.
-void require_cuda();
+// Throws Error(kCudaUnavailable) with the probe's reason unless there is a device of that index.
+void require_cuda(int index = 0);
 
 // Owning, movable memory on the current device, uninitialised. Synchronous copies: for tests and set-up, not for steps.
 class CudaBuffer {
