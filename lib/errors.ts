@@ -57,6 +57,9 @@ export const errorCodes = {
   CHECKPOINT_UNEXPECTED_TENSORS: 'A checkpoint has tensors that the model does not use; strict: false keeps them.',
   CHECKPOINT_UNSUPPORTED_TYPE: 'A tensor of a checkpoint has an element type that a weight cannot have.',
   SAVE_LAYOUT_MISMATCH: 'The parameters do not fit the layout that was asked for; the message says which and why.',
+  // lib/train
+  MEMORY_LIMIT: 'A MemoryGuard saw a limit passed; the message has the bytes in use and the limit.',
+  MEMORY_UNOBSERVABLE: 'Memory that has a limit cannot be read here; the message has the reason.',
   // lib/chat
   CHAT_TEMPLATE_FAILED: 'The chat template cannot be parsed, or failed on these messages.',
   CHAT_TEMPLATE_MISSING: 'The tokenizer has no chat template.',
