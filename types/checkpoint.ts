@@ -24,8 +24,28 @@ export interface CheckpointLayout {
   entries: LayoutEntry[]
 }
 
+/**
+ * The kinds of checkpoints: `.dat`; Hugging Face safetensors with dense weights; and with NVFP4 as ModelOpt or as
+ * compressed-tensors stores it.
+ */
+export type CheckpointFormat = 'dat' | 'hf' | 'modelopt' | 'compressed-tensors'
+
+/** Something about a checkpoint that is no error and that its user may want to know. */
+export interface CheckpointWarning {
+  /**
+   * IGNORED_TENSORS: scales of activations or of quantised keys and values. UNUSED_TENSORS: tensors that the model has no
+   * place for. QUANTIZED_CACHE: keys and values were quantised where the checkpoint was made; here they are not.
+   */
+  code: 'IGNORED_TENSORS' | 'UNUSED_TENSORS' | 'QUANTIZED_CACHE'
+  message: string
+  file: string
+  /** Every tensor that it is about. */
+  tensors: string[]
+}
+
 /** A checkpoint whose index was read and checked against its configuration; no payload has been read. */
 export interface Checkpoint {
+  format: CheckpointFormat
   /** What the file holds: tied exactly when it has no head of its own. */
   config: Qwen3Config
   /** Absolute paths that `sources` count. */
@@ -33,6 +53,7 @@ export interface Checkpoint {
   /** One a parameter, in the core's order. */
   sources: NativeTensorSource[]
   layout: CheckpointLayout
+  warnings: CheckpointWarning[]
 }
 
 /** The present form of a parameter, as a model describes it. */

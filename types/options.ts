@@ -1,4 +1,5 @@
 /** Options of the public functions. Defaults are in the comments; numbers say their unit and range. */
+import type { CheckpointWarning } from './checkpoint'
 import type { Qwen3Config } from './config'
 import type { CacheDtype, Compute, GradientStorage, Moments, OptimizerWeights, Recompute } from './native'
 import type { Storage } from './tensor'
@@ -28,11 +29,11 @@ export interface LoadOptions extends ComputeOptions {
   modelDir?: string
   /** The configuration, when there is no config.json. Default: read from modelDir. */
   config?: Qwen3Config
-  /** How matrices are kept. Default: as stored for a .dat file, 'nvfp4' for a Hugging Face directory. */
+  /** How matrices are kept. Default: as stored for a .dat file and NVFP4 safetensors, 'nvfp4' for dense safetensors. */
   weights?: Storage
   /**
    * With weights 'nvfp4': whether an embedding that the file stores dense is quantised too. Default: 'as-stored' for a
-   * .dat file, 'nvfp4' for a Hugging Face directory.
+   * .dat file and NVFP4 safetensors, 'nvfp4' for dense safetensors.
    */
   embedding?: 'as-stored' | 'nvfp4'
   /** Levels of NVFP4 scales of what is quantised here. Default: 'two-level'. */
@@ -45,6 +46,8 @@ export interface LoadOptions extends ComputeOptions {
   signal?: AbortSignal
   /** Called with bytes read so far and in all, at most a few hundred times. */
   onProgress?: (progress: { doneBytes: number; totalBytes: number }) => void
+  /** Called with what the checkpoint has and the model does not use. Default: process.emitWarning. */
+  onWarning?: (warning: CheckpointWarning) => void
 }
 
 export interface InitializeOptions extends ComputeOptions {

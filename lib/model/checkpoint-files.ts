@@ -32,8 +32,10 @@ export class CheckpointFiles implements AsyncDisposable {
     }
   }
 
-  read(entry: IndexedEntry): Promise<Uint8Array> {
-    return this.#readers[entry.file]!.readBytes(entry.key)
+  async read({ file, key, storedAs = key, offset, bytes }: IndexedEntry): Promise<Uint8Array> {
+    const reader = this.#readers[file]!
+    const begin = offset - reader.entry(storedAs).offset
+    return (await reader.readBytes(storedAs)).subarray(begin, begin + bytes)
   }
 
   async close(): Promise<void> {

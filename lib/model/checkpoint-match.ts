@@ -1,26 +1,24 @@
-import type { Checkpoint, LayoutEntry, ParameterPart } from '../../types/checkpoint'
+import type { Checkpoint, CheckpointFormat, LayoutEntry, ParameterPart } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
 import type { DTypeName, TensorEntry } from '../../types/format'
 import type { NativeFileRange, NativeTensorSource } from '../../types/native'
 import { Qwen3Nvfp4Error } from '../errors'
 import { findElementType } from '../format/element-types'
 import { parameterSpecs, type ParameterSpec } from './parameter-specs'
+import { ignoredSuffix, refusedSuffix, tensorNames } from './tensor-names'
 
 /** An entry and the number of its file. */
 export interface IndexedEntry extends TensorEntry {
   file: number
+  /** The key in the file, of an entry that is only a part of one there. */
+  storedAs?: string
 }
+
+/** What the file has of a parameter. */
+export type FoundParts = Partial<Record<ParameterPart, IndexedEntry>>
 
 /** Names listed in an error before it says how many more there are. */
 const listed = 20
-
-const suffixes: Record<Exclude<ParameterPart, 'values'>, string> = {
-  codes: '.qdata',
-  scales: '.scale',
-  globalScale: '.scale_2',
-  residualCodes: '.residual.qdata',
-  residualScales: '.residual.scale',
-}
 
 /** Element types that each part may have in a file, and what they are to the core. Ids 0 and 1 are raw E4M3 bits. */
 type PartTypes = Partial<Record<DTypeName, NativeFileRange['dtype']>>
@@ -44,16 +42,16 @@ export function hasOwnHead(entries: readonly { key: string }[]): boolean {
 /** Finds every parameter of `config` among the entries, by name; shapes and types must fit. Reads nothing. */
 export function matchParameters(
   config: Qwen3Config,
+  format: CheckpointFormat,
   entries: readonly IndexedEntry[],
   files: readonly string[],
-): { found: Map<string, Partial<Record<ParameterPart, IndexedEntry>>>; unused: IndexedEntry[] } {
+): { found: Map<string, FoundParts>; ignored: IndexedEntry[]; unused: IndexedEntry[] } {
   const byKey = new Map(entries.map((entry) => [entry.key, entry]))
-  const found = new Map<string, Partial<Record<ParameterPart, IndexedEntry>>>()
+  const found = new Map<string, FoundParts>()
   const missing: string[] = []
   for (const spec of parameterSpecs(config)) {
-    const parts = findParts(spec.name, byKey)
-    missing.push(...missingParts(parts))
-    if (!parts.codes && !parts.values) missing.push(spec.name)
+    const parts = findParts(spec.name, format, byKey)
+    missing.push(...missingParts(spec.name, format, parts))
     for (const [part, entry] of Object.entries(parts)) checkPart(spec, part as ParameterPart, entry, files)
     found.set(spec.name, parts)
     for (const entry of Object.values(parts)) byKey.delete(entry.key)
@@ -62,16 +60,36 @@ export function matchParameters(
     const message = `${files[0]} lacks ${listNames(missing)} that its configuration needs`
     throw new Qwen3Nvfp4Error('CHECKPOINT_MISSING_TENSORS', message, { file: files[0], key: missing[0] })
   }
-  return { found, unused: [...byKey.values()] }
+  const left = [...byKey.values()]
+  refuseUnknownMeaning(left, files)
+  const isIgnored = ({ key }: IndexedEntry) => format !== 'dat' && ignoredSuffix.test(key)
+  return { found, ignored: left.filter(isIgnored), unused: left.filter((entry) => !isIgnored(entry)) }
 }
 
 /** Codes need scales; a residual needs both of its parts, and the global scale that its own is an eighth of. */
-function missingParts(parts: Partial<Record<ParameterPart, IndexedEntry>>): string[] {
-  if (!parts.codes) return []
-  const stem = parts.codes.key.slice(0, -suffixes.codes.length)
-  const residual = ['globalScale', 'residualCodes', 'residualScales'] as const
-  const needed = parts.residualCodes || parts.residualScales ? residual : []
-  return (['scales', ...needed] as const).filter((part) => !parts[part]).map((part) => stem + suffixes[part])
+function missingParts(name: string, format: CheckpointFormat, parts: FoundParts): string[] {
+  const { suffixes, isTwoLevel, stems } = tensorNames[format]
+  if (Object.keys(parts).length === 0) return [name]
+  if (parts.values) return []
+  const stem = stems(name).find((each) => parts.codes?.key === each + suffixes.codes) ?? stems(name)[0]!
+  const residual = ['residualCodes', 'residualScales'] as const
+  const hasResidual = residual.some((part) => parts[part])
+  const needed = [
+    'codes',
+    'scales',
+    ...(isTwoLevel || hasResidual ? (['globalScale'] as const) : []),
+    ...(hasResidual ? residual : []),
+  ] as const
+  return needed.filter((part) => !parts[part]).map((part) => stem + suffixes[part])
+}
+
+function refuseUnknownMeaning(entries: readonly IndexedEntry[], files: readonly string[]): void {
+  const refused = entries.filter(({ key }) => refusedSuffix.test(key))
+  const first = refused[0]
+  if (!first) return
+  const names = listNames(refused.map(({ key }) => key))
+  const message = `${files[first.file]} has ${names}, without which its weights mean something else and which are not supported`
+  throw new Qwen3Nvfp4Error('CHECKPOINT_UNSUPPORTED_TENSORS', message, { file: files[first.file], key: first.key })
 }
 
 export function refuseUnused(unused: readonly IndexedEntry[], files: readonly string[]): void {
@@ -84,7 +102,7 @@ export function refuseUnused(unused: readonly IndexedEntry[], files: readonly st
 
 /** The core's sources, with the global scales that the caller has read. */
 export function toSources(
-  found: ReadonlyMap<string, Partial<Record<ParameterPart, IndexedEntry>>>,
+  found: ReadonlyMap<string, FoundParts>,
   globalScales: ReadonlyMap<string, number>,
 ): NativeTensorSource[] {
   return [...found].map(([parameter, parts]) => {
@@ -107,7 +125,7 @@ export function toSources(
 /** Remembers a `.dat` entry by entry; of other files only what the model does not use, which has no default place. */
 export function toLayout(
   entries: readonly IndexedEntry[],
-  found: ReadonlyMap<string, Partial<Record<ParameterPart, IndexedEntry>>>,
+  found: ReadonlyMap<string, FoundParts>,
   unused: ReadonlySet<IndexedEntry>,
   files: readonly string[],
   remembersParameters: boolean,
@@ -129,19 +147,22 @@ export function toLayout(
   return { entries: layout }
 }
 
-/** `X.weight.qdata` before `X.qdata`; NVFP4 before raw values, which are then left over. */
-function findParts(name: string, byKey: ReadonlyMap<string, IndexedEntry>) {
-  const parts: Partial<Record<ParameterPart, IndexedEntry>> = {}
-  const stem = [name, name.replace(/\.weight$/, '')].find((spelling) => byKey.has(spelling + suffixes.codes))
-  if (stem === undefined) {
-    const values = byKey.get(name)
-    return values ? { values } : parts
+/** NVFP4 before raw values, which are then left over. */
+function findParts(name: string, format: CheckpointFormat, byKey: ReadonlyMap<string, IndexedEntry>): FoundParts {
+  const { stems, suffixes } = tensorNames[format]
+  const values = byKey.get(name)
+  for (const stem of stems(name)) {
+    const parts: FoundParts = {}
+    for (const [part, suffix] of Object.entries(suffixes)) {
+      const entry = byKey.get(stem + suffix)
+      if (entry) parts[part as ParameterPart] = entry
+    }
+    // ModelOpt's codes have the name of dense values; a .dat is packed where it has codes.
+    const packed = format === 'dat' ? parts.codes : parts.scales || parts.globalScale || parts.codes?.key !== name
+    if (packed && Object.keys(parts).length > 0) return parts
   }
-  for (const [part, suffix] of Object.entries(suffixes)) {
-    const entry = byKey.get(stem + suffix)
-    if (entry) parts[part as ParameterPart] = entry
-  }
-  return parts
+  if (values && format === 'modelopt' && values.dtype === 'uint8') return { codes: values }
+  return values ? { values } : {}
 }
 
 function checkPart(spec: ParameterSpec, part: ParameterPart, entry: IndexedEntry, files: readonly string[]): void {
@@ -157,6 +178,7 @@ function checkPart(spec: ParameterSpec, part: ParameterPart, entry: IndexedEntry
     residualCodes: codes,
     residualScales: scales,
   }
+  if (!partTypes[part][entry.dtype]) throw unsupportedType(entry, files, Object.keys(partTypes[part]).join(' | '))
   const expected = shapes[part]
   if (!expected || expected.join() !== entry.shape.join()) {
     const form = isVector ? `f32[${cols}]` : `[${rows}, ${cols}]`
@@ -164,7 +186,6 @@ function checkPart(spec: ParameterSpec, part: ParameterPart, entry: IndexedEntry
     const message = `${files[entry.file]}: Expected ${needs} for ${entry.key} but received [${entry.shape.join(', ')}]`
     throw new Qwen3Nvfp4Error('CHECKPOINT_SHAPE_MISMATCH', message, { file: files[entry.file], key: entry.key })
   }
-  if (!partTypes[part][entry.dtype]) throw unsupportedType(entry, files, Object.keys(partTypes[part]).join(' | '))
 }
 
 function toRange(part: ParameterPart, { file, offset, bytes, dtype }: IndexedEntry): NativeFileRange {
@@ -177,7 +198,7 @@ function unsupportedType(entry: IndexedEntry, files: readonly string[], expected
   return new Qwen3Nvfp4Error('CHECKPOINT_UNSUPPORTED_TYPE', message, { file, key: entry.key })
 }
 
-function listNames(names: readonly string[]): string {
+export function listNames(names: readonly string[]): string {
   const more = names.length > listed ? ` and ${names.length - listed} more` : ''
   return `${names.length} tensor${names.length === 1 ? '' : 's'} (${names.slice(0, listed).join(', ')}${more})`
 }

@@ -1,11 +1,22 @@
 import { dirname, join, parse, resolve } from 'node:path'
-import type { Checkpoint } from '../../types/checkpoint'
+import type { Checkpoint, CheckpointFormat, CheckpointWarning } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
 import { checkBoolean, checkOptions, checkPath, checkSignal } from '../check'
 import { Qwen3Nvfp4Error } from '../errors'
 import { CheckpointFiles, exists } from './checkpoint-files'
-import { hasOwnHead, matchParameters, refuseUnused, toLayout, toSources, type IndexedEntry } from './checkpoint-match'
+import {
+  hasOwnHead,
+  listNames,
+  matchParameters,
+  refuseUnused,
+  toLayout,
+  toSources,
+  type IndexedEntry,
+} from './checkpoint-match'
 import { parseQwen3Config, readQwen3Config, toConfigJson } from './config'
+import { splitFused } from './fused-entries'
+import { readQuantization, type Quantization } from './quantization-config'
+import { formatOfTensors, tensorNames } from './tensor-names'
 
 export interface OpenCheckpointOptions {
   /** The configuration, when there is no config.json. */
@@ -33,20 +44,61 @@ export async function openCheckpoint(path: string | URL, options?: OpenCheckpoin
   const ownHead = hasOwnHead(files.entries)
   const tied = files.isDat ? declared.tieWordEmbeddings && !ownHead : declared.tieWordEmbeddings
   const config = { ...declared, tieWordEmbeddings: tied }
-  const entries = files.isDat || !tied ? files.entries : files.entries.filter(({ key }) => key !== 'lm_head.weight')
+  const entries = files.isDat ? files.entries : splitFused(config, files.entries.filter(isUsed(tied)))
+  const quantization = files.isDat
+    ? undefined
+    : await readQuantization(modelDir ? checkPath('modelDir', modelDir) : dirname(files.paths[0]!))
+  const format = files.isDat ? 'dat' : formatOf(files, quantization)
 
-  const { found, unused } = matchParameters(config, entries, files.paths)
+  const { found, ignored, unused } = matchParameters(config, format, entries, files.paths)
   if (strict) refuseUnused(unused, files.paths)
   const globalScales = new Map<string, number>()
   for (const [name, { globalScale }] of found) {
-    if (globalScale) globalScales.set(name, await readGlobalScale(files, globalScale))
+    if (globalScale) globalScales.set(name, await readGlobalScale(files, globalScale, tensorNames[format].isReciprocal))
   }
   return {
+    format,
     config,
     files: files.paths,
     sources: toSources(found, globalScales),
     layout: toLayout(entries, found, new Set(unused), files.paths, files.isDat),
+    warnings: warningsOf(files, ignored, unused, quantization),
   }
+}
+
+/** A tied model may carry its head in whatever form. */
+const isUsed = (tied: boolean) => (entry: IndexedEntry) => !tied || !/^lm_head\./.test(entry.key)
+
+/** The tensors say how they are stored; a configuration that says something else belongs to other files. */
+function formatOf(files: CheckpointFiles, declared: Quantization | undefined): CheckpointFormat {
+  const format = formatOfTensors(files.entries)
+  if (format === 'hf' || !declared || declared.format === format) return format
+  const file = files.paths[0]!
+  const message = `${file} has the tensors of ${format}, but its configuration says ${declared.format}`
+  throw new Qwen3Nvfp4Error('CHECKPOINT_BAD_INDEX', message, { file })
+}
+
+function warningsOf(
+  files: CheckpointFiles,
+  ignored: readonly IndexedEntry[],
+  unused: readonly IndexedEntry[],
+  quantization: Quantization | undefined,
+): CheckpointWarning[] {
+  const warnings: CheckpointWarning[] = []
+  const add = (code: CheckpointWarning['code'], file: string, tensors: string[], message: string) =>
+    warnings.push({ code, message: `${file}: ${message}`, file, tensors })
+  for (const [code, entries, what] of [
+    ['IGNORED_TENSORS', ignored, 'are ignored: activations, keys and values are not quantised'],
+    ['UNUSED_TENSORS', unused, 'are not used by the model'],
+  ] as const) {
+    const tensors = entries.map(({ key }) => key)
+    if (entries[0]) add(code, files.paths[entries[0].file]!, tensors, `${listNames(tensors)} ${what}`)
+  }
+  if (quantization?.kvCache) {
+    const message = `keys and values were quantised to ${quantization.kvCache} where it was made; here they are not`
+    add('QUANTIZED_CACHE', files.paths[0]!, [], message)
+  }
+  return warnings
 }
 
 /** The places where the configuration of a `.dat` is looked for, in order. */
@@ -74,11 +126,13 @@ export function checkConfig(config: Qwen3Config): Qwen3Config {
   return parseQwen3Config(toConfigJson(checkOptions(config, 'config')), 'config')
 }
 
-async function readGlobalScale(files: CheckpointFiles, entry: IndexedEntry): Promise<number> {
+/** `isReciprocal`: the file has what values are divided by. */
+async function readGlobalScale(files: CheckpointFiles, entry: IndexedEntry, isReciprocal: boolean): Promise<number> {
   const bytes = await files.read(entry)
-  const scale = new DataView(bytes.buffer, bytes.byteOffset).getFloat32(0, true)
+  const stored = new DataView(bytes.buffer, bytes.byteOffset).getFloat32(0, true)
+  const scale = isReciprocal ? Math.fround(1 / stored) : stored
   if (scale > 0 && Number.isFinite(scale)) return scale
   const file = files.paths[entry.file]
-  const message = `${file}: Expected a positive finite number for ${entry.key} but received ${scale}`
+  const message = `${file}: Expected a positive finite number for ${entry.key} but received ${stored}`
   throw new Qwen3Nvfp4Error('CHECKPOINT_BAD_SCALE', message, { file, key: entry.key, offset: entry.offset })
 }

@@ -1,13 +1,9 @@
-import { readFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import type { Qwen3Config } from '../../types/config'
-import { checkPath, describe } from '../check'
-import { ioError, Qwen3Nvfp4Error } from '../errors'
+import { checkPath } from '../check'
+import { Fields, maxDimension, objectOf, readJson } from './config-fields'
+import { parseQuantization } from './quantization-config'
 
-type Json = Record<string, unknown>
-
-/** Ids and sizes fit the core's 32-bit token ids and keep every product of two below 2^53. */
-const maxDimension = 2 ** 26
 const maxLayers = 4096
 
 /**
@@ -26,28 +22,6 @@ export async function readQwen3Config(path: string | URL): Promise<Qwen3Config> 
     if (more.length > 0) config.eosTokenIds = [...new Set([...(config.eosTokenIds ?? []), ...more])]
   }
   return config
-}
-
-/** Undefined for a file that is absent and may be. */
-async function readJson(file: string, optional = false): Promise<unknown> {
-  let text: string
-  try {
-    text = await readFile(file, 'utf8')
-  } catch (cause) {
-    if (optional && (cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw ioError('read', file, cause)
-  }
-  try {
-    return JSON.parse(text)
-  } catch (cause) {
-    const message = `${file}: not JSON: ${(cause as SyntaxError).message}`
-    throw new Qwen3Nvfp4Error('CONFIG_INVALID', message, { cause, file })
-  }
-}
-
-function objectOf(json: unknown, file: string): Json {
-  if (typeof json === 'object' && json !== null && !Array.isArray(json)) return json as Json
-  throw invalid(file, 'a JSON object', 'the configuration', json)
 }
 
 /**
@@ -125,7 +99,7 @@ function refuseOtherModels(field: Fields): void {
   if (named && !architectures.includes('Qwen3ForCausalLM')) {
     throw field.unsupported('architectures', '["Qwen3ForCausalLM"]', architectures.join(', '))
   }
-  if (field.has('quantization_config')) throw field.unsupported('quantization_config', 'none')
+  if (field.has('quantization_config')) parseQuantization(field.object('quantization_config'))
   if (field.flag('attention_bias')) throw field.unsupported('attention_bias', 'false')
   if (field.has('hidden_act') && field.get('hidden_act') !== 'silu') throw field.unsupported('hidden_act', '"silu"')
 }
@@ -153,7 +127,7 @@ function ropeTheta(field: Fields): number {
   if (field.has('rope_theta')) bases.set('rope_theta', field.positive('rope_theta'))
   for (const name of ['rope_parameters', 'rope_scaling']) {
     if (!field.has(name)) continue
-    const rope = field.object(name)
+    const rope = ropeOfLayers(field.object(name))
     for (const kind of ['rope_type', 'type']) {
       if (rope.has(kind) && rope.get(kind) !== 'default') throw rope.unsupported(kind, '"default"')
     }
@@ -170,77 +144,14 @@ function ropeTheta(field: Fields): number {
   return base
 }
 
+/** transformers 5 may keep one set of parameters for each kind of layer; only one kind is supported. */
+function ropeOfLayers(rope: Fields): Fields {
+  return rope.has('full_attention') ? rope.object('full_attention') : rope
+}
+
 function eosTokenIds(field: Fields): number[] {
   const value = field.get('eos_token_id')
   if (!Array.isArray(value)) return [field.integer('eos_token_id', 0, maxDimension)]
   const ids = new Fields(Object.fromEntries(value.entries()), field.file, 'eos_token_id.')
   return value.map((_, i) => ids.integer(String(i), 0, maxDimension))
-}
-
-/** Reads fields of a JSON object; null counts as absent, as in transformers. */
-class Fields {
-  constructor(
-    readonly json: Json,
-    readonly file: string,
-    readonly prefix = '',
-  ) {}
-
-  get(name: string): unknown {
-    return Object.hasOwn(this.json, name) ? (this.json[name] ?? undefined) : undefined
-  }
-
-  has(name: string): boolean {
-    return this.get(name) !== undefined
-  }
-
-  object(name: string): Fields {
-    const value = this.get(name)
-    if (typeof value !== 'object' || Array.isArray(value)) throw this.invalid(name, 'an object')
-    return new Fields(value as Json, this.file, `${this.prefix}${name}.`)
-  }
-
-  integer(name: string, min: number, max: number, fallback?: number): number {
-    const value = this.get(name) ?? fallback
-    if (!Number.isSafeInteger(value) || (value as number) < min || (value as number) > max) {
-      throw this.invalid(name, `an integer from ${min} to ${max}`, value)
-    }
-    return value as number
-  }
-
-  dimension(name: string, fallback?: number): number {
-    return this.integer(name, 1, maxDimension, fallback)
-  }
-
-  positive(name: string): number {
-    const value = this.get(name)
-    if (typeof value !== 'number' || !(value > 0) || !Number.isFinite(value))
-      throw this.invalid(name, 'a positive number')
-    return value
-  }
-
-  /** False when absent. */
-  flag(name: string): boolean {
-    const value = this.get(name) ?? false
-    if (typeof value !== 'boolean') throw this.invalid(name, 'true or false')
-    return value
-  }
-
-  invalid(name: string, expected: string, actual: unknown = this.get(name)): Qwen3Nvfp4Error {
-    return invalid(this.file, expected, this.prefix + name, actual)
-  }
-
-  unsupported(name: string, expected: string, actual: unknown = this.get(name)): Qwen3Nvfp4Error {
-    return invalid(this.file, expected, this.prefix + name, actual, 'CONFIG_UNSUPPORTED')
-  }
-}
-
-function invalid(
-  file: string,
-  expected: string,
-  name: string,
-  actual: unknown,
-  code: 'CONFIG_INVALID' | 'CONFIG_UNSUPPORTED' = 'CONFIG_INVALID',
-): Qwen3Nvfp4Error {
-  const received = actual === undefined ? 'nothing' : describe(actual)
-  return new Qwen3Nvfp4Error(code, `${file}: Expected ${expected} for ${name} but received ${received}`, { file })
 }

@@ -1,11 +1,12 @@
 /** The two ways to a model with weights, down to the native object. */
-import type { CheckpointLayout } from '../../types/checkpoint'
+import type { CheckpointFormat, CheckpointLayout } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
 import type { Compute, NativeDevice, NativeLoadOptions, NativeModel, NativeParameterInfo } from '../../types/native'
 import type { ComputeOptions, InitializeOptions, LoadOptions } from '../../types/options'
 import type { Storage } from '../../types/tensor'
 import { checkFunction, checkNumber, checkOneOf, checkOptions, checkSeed, checkSignal } from '../check'
 import { callNative } from '../errors'
+import { emitWarnings } from './warnings'
 import { native } from '../native'
 import { openDevice, runNative } from '../native-call'
 import { checkConfig, openCheckpoint } from './checkpoint'
@@ -79,8 +80,10 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
     'strict',
     'signal',
     'onProgress',
+    'onWarning',
   ])
   const signal = checkSignal(given.signal)
+  const onWarning = checkFunction('onWarning', given.onWarning)
   const onProgress = checkFunction('onProgress', given.onProgress)
   const weights = given.weights === undefined ? undefined : checkOneOf('weights', given.weights, storages)
   checkOneOf('embedding', given.embedding ?? 'nvfp4', ['as-stored', 'nvfp4'])
@@ -91,8 +94,9 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
   const device = openDevice(given)
   const { modelDir, config, strict } = given
   const checkpoint = await openCheckpoint(path, { modelDir, config, strict, signal })
+  emitWarnings(checkpoint.warnings, onWarning)
   const opened = await open(checkpoint.config, device, compute, (model) =>
-    loadParameters(model, checkpoint.files, checkpoint.sources, plan(given, weights, checkpoint.files), {
+    loadParameters(model, checkpoint.files, checkpoint.sources, plan(given, weights, checkpoint.format), {
       signal,
       onProgress,
     }),
@@ -102,14 +106,14 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
 
 const checkCompute = ({ compute }: ComputeOptions) => checkOneOf('compute', compute ?? 'w4a16', computes)
 
-/** A .dat file keeps what it stores; a Hugging Face directory is quantised unless told otherwise. */
-function plan(given: LoadOptions, weights: Storage | undefined, files: readonly string[]): NativeLoadOptions {
-  const isDat = !files[0]!.endsWith('.safetensors')
-  const form = weights ?? (isDat ? undefined : 'nvfp4')
+/** Files that are quantised, and every .dat, keep what they store; dense Hugging Face weights are quantised. */
+function plan(given: LoadOptions, weights: Storage | undefined, format: CheckpointFormat): NativeLoadOptions {
+  const isDense = format === 'hf'
+  const form = weights ?? (isDense ? 'nvfp4' : undefined)
   return {
     quantize: form === 'nvfp4',
     dense: form === undefined || form === 'nvfp4' ? '' : form,
-    quantizeRawEmbedding: (given.embedding ?? (isDat ? 'as-stored' : 'nvfp4')) === 'nvfp4',
+    quantizeRawEmbedding: (given.embedding ?? (isDense ? 'nvfp4' : 'as-stored')) === 'nvfp4',
     twoLevel: (given.scales ?? 'two-level') === 'two-level',
     scaleRule: given.scaleRule ?? 'amax',
   }

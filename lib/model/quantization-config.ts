@@ -1,0 +1,77 @@
+/** What a config.json or hf_quant_config.json says about quantised weights: two ways of NVFP4 are read, others refused. */
+import { join } from 'node:path'
+import { Fields, objectOf, readJson } from './config-fields'
+
+export interface Quantization {
+  format: 'modelopt' | 'compressed-tensors'
+  /** The number type of quantised keys and values, which a checkpoint of weights can be used without. */
+  kvCache?: string
+}
+
+const supported = '"modelopt" (quant_algo NVFP4 or W4A16_NVFP4) or "compressed-tensors" (format nvfp4-pack-quantized)'
+const algorithms = ['NVFP4', 'W4A16_NVFP4']
+
+/** The quantisation of a Hugging Face directory; undefined for dense weights. */
+export async function readQuantization(folder: string): Promise<Quantization | undefined> {
+  const config = join(folder, 'config.json')
+  const json = await readJson(config, true)
+  const field = json === undefined ? undefined : new Fields(objectOf(json, config), config)
+  if (field?.has('quantization_config')) return parseQuantization(field.object('quantization_config'))
+  // ModelOpt's older exports have this file alone.
+  const own = join(folder, 'hf_quant_config.json')
+  const quantization = await readJson(own, true)
+  return quantization === undefined ? undefined : parseModelOpt(new Fields(objectOf(quantization, own), own))
+}
+
+/** `quantization_config` of a config.json. */
+export function parseQuantization(field: Fields): Quantization {
+  const method = field.has('quant_method') ? field.get('quant_method') : undefined
+  if (method === 'compressed-tensors') return parseCompressedTensors(field)
+  if (typeof method === 'string' && method.startsWith('modelopt')) return parseModelOpt(field)
+  throw field.unsupported('quant_method', supported)
+}
+
+/** In config.json the fields stand at the top, in hf_quant_config.json under `quantization`. */
+function parseModelOpt(outer: Fields): Quantization {
+  const field = outer.has('quantization') ? outer.object('quantization') : outer
+  const algorithm = field.text('quant_algo')
+  if (!algorithms.includes(algorithm.toUpperCase())) {
+    throw field.unsupported('quant_algo', algorithms.map((name) => `"${name}"`).join(' or '))
+  }
+  requireBlocksOf16(field)
+  forEachGroup(field, requireBlocksOf16)
+  const kvCache = field.has('kv_cache_quant_algo') ? field.text('kv_cache_quant_algo') : undefined
+  const scheme = field.has('kv_cache_scheme') ? 'FP8' : undefined
+  return { format: 'modelopt', kvCache: kvCache ?? scheme }
+}
+
+function parseCompressedTensors(field: Fields): Quantization {
+  const format = field.get('format')
+  if (format !== 'nvfp4-pack-quantized') throw field.unsupported('format', '"nvfp4-pack-quantized"')
+  if (field.has('sparsity_config')) {
+    const sparsity = field.object('sparsity_config')
+    if (sparsity.has('format') && sparsity.get('format') !== 'dense') throw sparsity.unsupported('format', '"dense"')
+  }
+  forEachGroup(field, (weights) => {
+    if (weights.has('num_bits') && weights.get('num_bits') !== 4) throw weights.unsupported('num_bits', '4')
+    if (weights.has('type') && weights.get('type') !== 'float') throw weights.unsupported('type', '"float"')
+    if (weights.has('symmetric') && !weights.flag('symmetric')) throw weights.unsupported('symmetric', 'true')
+    if (weights.has('actorder') && weights.get('actorder') !== false) throw weights.unsupported('actorder', 'none')
+    requireBlocksOf16(weights)
+  })
+  return { format: 'compressed-tensors', kvCache: field.has('kv_cache_scheme') ? 'FP8' : undefined }
+}
+
+function forEachGroup(field: Fields, check: (weights: Fields) => void): void {
+  if (!field.has('config_groups')) return
+  const groups = field.object('config_groups')
+  for (const name of Object.keys(groups.json)) {
+    if (!groups.has(name)) continue
+    const group = groups.object(name)
+    if (group.has('weights')) check(group.object('weights'))
+  }
+}
+
+function requireBlocksOf16(field: Fields): void {
+  if (field.has('group_size') && field.get('group_size') !== 16) throw field.unsupported('group_size', '16')
+}

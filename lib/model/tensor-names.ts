@@ -1,0 +1,57 @@
+import type { CheckpointFormat, ParameterPart } from '../../types/checkpoint'
+
+/** How the files of a format call the parts of a parameter `X.weight`; dense values are `X.weight` in all of them. */
+export interface TensorNames {
+  /** What the suffixes follow: spellings in the order in which they are looked for; the first one is written. */
+  stems(parameter: string): string[]
+  /** Parts that a packed parameter may have, in the order in which they are written. */
+  suffixes: Partial<Record<Exclude<ParameterPart, 'values'>, string>>
+  /** Whether a packed parameter always has a global scale. */
+  isTwoLevel: boolean
+  /** Whether the file has 1 / globalScale, which values are divided by. */
+  isReciprocal: boolean
+}
+
+const moduleOf = (parameter: string) => parameter.replace(/\.weight$/, '')
+
+export const tensorNames: Record<CheckpointFormat, TensorNames> = {
+  dat: {
+    stems: (parameter) => [parameter, moduleOf(parameter)],
+    suffixes: {
+      codes: '.qdata',
+      scales: '.scale',
+      globalScale: '.scale_2',
+      residualCodes: '.residual.qdata',
+      residualScales: '.residual.scale',
+    },
+    isTwoLevel: false,
+    isReciprocal: false,
+  },
+  hf: { stems: (parameter) => [moduleOf(parameter)], suffixes: {}, isTwoLevel: false, isReciprocal: false },
+  modelopt: {
+    stems: (parameter) => [moduleOf(parameter)],
+    suffixes: { codes: '.weight', scales: '.weight_scale', globalScale: '.weight_scale_2' },
+    isTwoLevel: true,
+    isReciprocal: false,
+  },
+  'compressed-tensors': {
+    stems: (parameter) => [moduleOf(parameter)],
+    suffixes: { codes: '.weight_packed', scales: '.weight_scale', globalScale: '.weight_global_scale' },
+    isTwoLevel: true,
+    isReciprocal: true,
+  },
+}
+
+/** Scales of activations and of quantised keys and values: a model of weights is whole without them. */
+export const ignoredSuffix = /\.(input_scale|input_global_scale|[qkv]_scale|output_scale)$/
+
+/** Tensors that change what a weight means; what they stand for is not implemented. */
+export const refusedSuffix = /\.(pre_quant_scale|weight_g_idx|weight_zero_point)$/
+
+/** Which way of NVFP4 the names and types of safetensors files show. */
+export function formatOfTensors(entries: readonly { key: string }[]): 'hf' | 'modelopt' | 'compressed-tensors' {
+  const keys = entries.map(({ key }) => key)
+  if (keys.some((key) => /\.weight_(packed|global_scale)$/.test(key))) return 'compressed-tensors'
+  if (keys.some((key) => /\.weight_scale(_2)?$/.test(key))) return 'modelopt'
+  return 'hf'
+}
