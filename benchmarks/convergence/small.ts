@@ -1,7 +1,7 @@
 /**
  * Loss of every state mode on the same batches from the same initial weights, as a table against fp32 weights and states.
  *
- *   npx tsx benchmarks/train/convergence.ts [--steps 300] [--lr 2e-3] [--seeds 1,2,3,4] [--modes nvfp4/nvfp4,...] [--device cuda:0]
+ *   npx tsx benchmarks/convergence/small.ts [--steps 300] [--lr 2e-3] [--seeds 1,2,3,4] [--modes nvfp4/nvfp4,...] [--device cuda:0]
  *
  * A row is the mean over the seeds (weights, batches and rounding); the spread is half the range of its ratio to the first
  * row over the seeds: smaller differences say nothing. The text is examples/data/corpus.txt and the questions and answers of chat.tsv, cut into random windows.

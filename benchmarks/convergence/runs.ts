@@ -1,0 +1,169 @@
+/** What is run: arms, rates and seeds. A run is one process, which is given this object as JSON. */
+import type { LoadOptions, OptimizerOptions } from 'qwen3-nvfp4'
+
+export interface Run {
+  id: string
+  arm: string
+  /** 'ours' is ours.ts; 'peer' is peer.py. */
+  program: 'ours' | 'peer'
+  /** 'scratch' from random weights, 'tuning' from what the peer trained, on other text. */
+  task: 'scratch' | 'tuning'
+  /** Folders and texts that prepare.py made. */
+  from: string
+  text: string
+  seed: number
+  lr: number
+  betas: [number, number]
+  weightDecay: number
+  steps: number
+  warmup: number
+  batch: number
+  tokens: number
+  /** Ours: how the weights are loaded and what the optimizer keeps. */
+  load?: LoadOptions
+  optimizer?: OptimizerOptions
+  /** Peer: 'fp32', or 'prior' for the prior system's state. */
+  state?: 'fp32' | 'prior'
+  /** Peer: the folder that its weights are saved to at the end. */
+  save?: string
+}
+
+export interface Arm {
+  title: string
+  program: Run['program']
+  load?: LoadOptions
+  optimizer?: OptimizerOptions
+  state?: Run['state']
+  betas?: [number, number]
+}
+
+const nvfp4: LoadOptions = { weights: 'nvfp4' }
+const ours = (title: string, load: LoadOptions, optimizer: OptimizerOptions): Arm => ({
+  title,
+  program: 'ours',
+  load,
+  optimizer,
+})
+
+/** Straight-through estimation with fp32 masters and moments: what the others are measured against. */
+export const reference = 'straight-through'
+
+export const arms: Record<string, Arm> = {
+  peer: { title: 'PyTorch, fp32 weights and AdamW, bf16 autocast', program: 'peer', state: 'fp32' },
+  dense: ours('fp32 weights and moments', { weights: 'fp32' }, { moments: 'fp32' }),
+  [reference]: ours('NVFP4 with fp32 masters, fp32 moments', nvfp4, { weights: 'fp32', moments: 'fp32' }),
+  'moments-nvfp4': ours('NVFP4 with fp32 masters, **NVFP4 moments**', nvfp4, { weights: 'fp32', moments: 'nvfp4' }),
+  'moments-int8': ours('NVFP4 with fp32 masters, int8 moments', nvfp4, { weights: 'fp32', moments: 'int8' }),
+  'dense-moments-nvfp4': ours('fp32 weights, NVFP4 moments', { weights: 'fp32' }, { moments: 'nvfp4' }),
+  residual: ours('**NVFP4 + residual**, NVFP4 moments', nvfp4, { weights: 'nvfp4+residual', moments: 'nvfp4' }),
+  'residual-aside': ours('NVFP4 + residual that the forward pass does not see, NVFP4 moments', nvfp4, {
+    weights: 'nvfp4+residual',
+    moments: 'nvfp4',
+    residualInForward: false,
+  }),
+  nvfp4: ours('**everything NVFP4**', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
+  'nvfp4-int8': ours('NVFP4, int8 moments', nvfp4, { weights: 'nvfp4', moments: 'int8' }),
+  'nvfp4-fp32': ours('NVFP4, fp32 moments', nvfp4, { weights: 'nvfp4', moments: 'fp32' }),
+  prior: { title: "the prior system's recipe, in PyTorch", program: 'peer', state: 'prior' },
+  'nvfp4-four-over-six': ours(
+    'everything NVFP4, first scales by four-over-six',
+    { weights: 'nvfp4', scaleRule: 'four-over-six' },
+    { weights: 'nvfp4', moments: 'nvfp4' },
+  ),
+  'nvfp4-dense-embedding': ours(
+    'everything NVFP4 but an fp32 embedding and head',
+    { weights: 'nvfp4', embedding: 'as-stored' },
+    { weights: 'nvfp4', moments: 'nvfp4' },
+  ),
+  'nvfp4-beta95': {
+    ...ours('everything NVFP4, β₁ .95', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
+    betas: [0.95, 0.95],
+  },
+  'straight-through-beta95': {
+    ...ours('fp32 masters and moments, β₁ .95', nvfp4, { weights: 'fp32', moments: 'fp32' }),
+    betas: [0.95, 0.95],
+  },
+}
+
+/** Arms that the published table has; the others are ideas that were measured. */
+const published = [
+  reference,
+  'nvfp4',
+  'residual',
+  'moments-nvfp4',
+  'residual-aside',
+  'dense',
+  'nvfp4-int8',
+  'moments-int8',
+  'nvfp4-fp32',
+  'dense-moments-nvfp4',
+]
+
+export interface Size {
+  scratch: Pick<Run, 'steps' | 'warmup' | 'batch' | 'tokens'>
+  tuning: Pick<Run, 'steps' | 'warmup' | 'batch' | 'tokens'>
+}
+
+export const sizes: Record<string, Size> = {
+  // 15.4 and 4.9 million tokens
+  '25m': {
+    scratch: { steps: 1250, warmup: 100, batch: 24, tokens: 512 },
+    tuning: { steps: 600, warmup: 20, batch: 16, tokens: 512 },
+  },
+  check: {
+    scratch: { steps: 100, warmup: 20, batch: 24, tokens: 512 },
+    tuning: { steps: 50, warmup: 5, batch: 16, tokens: 512 },
+  },
+  tiny: {
+    scratch: { steps: 40, warmup: 10, batch: 4, tokens: 64 },
+    tuning: { steps: 20, warmup: 5, batch: 4, tokens: 64 },
+  },
+}
+
+/** The rate of which the fine-tuning starts. */
+const MIDDLE = 1e-3
+const source = 'trained'
+
+const scratch = (size: Size, arm: string, lr: number, seed = 1): Run => {
+  const { title: _, betas = [0.9, 0.95], ...how } = arms[arm]!
+  const id = `scratch ${arm} ${lr} ${seed}`
+  const common = { task: 'scratch' as const, from: `init-${seed}`, text: 'python', weightDecay: 0.1, ...size.scratch }
+  const save = arm === 'peer' && lr === MIDDLE && seed === 1 ? { save: source } : {}
+  return { id, arm, lr, seed, betas, ...common, ...how, ...save }
+}
+
+const tuning = (size: Size, arm: string, lr: number, seed = 1): Run => {
+  const { title: _, betas, ...how } = arms[arm]!
+  const id = `tuning ${arm} ${lr} ${seed}`
+  const common = { task: 'tuning' as const, from: source, text: 'headers', weightDecay: 0, ...size.tuning }
+  return { id, arm, lr, seed, betas: [betas?.[0] ?? 0.9, 0.999], ...common, ...how }
+}
+
+const each = <T>(list: readonly T[], make: (item: T) => Run[]): Run[] => list.flatMap(make)
+
+/** What one session on the GPUs runs, the most wanted first. */
+export const plans: Record<string, (size: Size) => Run[]> = {
+  check: (size) => [
+    scratch(size, 'peer', MIDDLE),
+    ...each([reference, 'nvfp4', 'residual', 'dense'], (arm) => [scratch(size, arm, MIDDLE)]),
+    scratch(size, 'prior', MIDDLE),
+    ...each(['nvfp4', 'peer', 'prior'], (arm) => [tuning(size, arm, 1e-4)]),
+  ],
+  full: (size) => [
+    scratch(size, 'peer', MIDDLE),
+    ...each(['prior', ...published], (arm) => [scratch(size, arm, MIDDLE)]),
+    ...each([5e-4, 2e-3], (lr) => each([...published, 'peer'], (arm) => [scratch(size, arm, lr)])),
+    ...each([1e-4, 3e-5, 1e-5], (lr) => each([...published, 'peer'], (arm) => [tuning(size, arm, lr)])),
+    ...each([1e-4, 1e-5], (lr) => [tuning(size, 'prior', lr)]),
+    ...each([2, 3], (seed) => each(published.slice(0, 6), (arm) => [scratch(size, arm, MIDDLE, seed)])),
+    ...each([2, 3], (seed) => each(published.slice(0, 5), (arm) => [tuning(size, arm, 3e-5, seed)])),
+  ],
+  ideas: (size) => [
+    scratch(size, 'peer', MIDDLE),
+    ...each([MIDDLE, 2e-3], (lr) =>
+      each([reference, 'nvfp4', 'nvfp4-beta95', 'straight-through-beta95'], (arm) => [scratch(size, arm, lr)]),
+    ),
+    ...each(['nvfp4-dense-embedding', 'nvfp4-four-over-six'], (arm) => [scratch(size, arm, MIDDLE)]),
+    ...each([reference, 'nvfp4'], (arm) => [scratch(size, arm, 4e-3)]),
+  ],
+}
