@@ -170,6 +170,8 @@ export interface NativeForwardArgs {
   batch: number
   tokens: number
   mask?: Uint8Array
+  /** i32[batch, tokens]: where the segment of each token begins in its sequence. */
+  starts?: Int32Array
   logits: 'all' | 'last' | 'none'
   hiddenStates: boolean
   reference: boolean
@@ -193,6 +195,8 @@ export interface NativeTapeArgs {
   batch: number
   tokens: number
   mask?: Uint8Array
+  /** As in NativeForwardArgs. */
+  starts?: Int32Array
   recompute: Recompute
   /** Of record(): also return the hidden states. */
   hiddenStates?: boolean

@@ -72,6 +72,12 @@ export interface ForwardOptions {
   hiddenStates?: boolean
   /** 1 for a token, 0 for padding that nobody attends to: [B, T] as bytes or nested arrays. Default: all 1. */
   attentionMask?: Uint8Array | readonly number[] | readonly (readonly number[])[]
+  /**
+   * Samples packed into one sequence: [B, T] as an Int32Array or nested arrays, for each token the number of its sample,
+   * where a run of equal numbers is one sample. A token attends to its own sample only, and positions begin anew at
+   * each, so that a sample has the results it has alone. May be given with `attentionMask`. Default: one sample a sequence.
+   */
+  segments?: Int32Array | readonly number[] | readonly (readonly number[])[]
   /** Keep what `backward(dLogits)` needs. Default: false. */
   gradient?: boolean
   /** What the backward pass computes again to save memory; see LossOptions. Default: 'all'. */
@@ -97,11 +103,15 @@ export interface KvCacheOptions {
 }
 
 export interface LossOptions {
-  /** false: labels are the ids themselves, position t predicts labels[t + 1]; true: position t predicts labels[t]. Default: false. */
+  /**
+   * false: labels are the ids themselves, position t predicts labels[t + 1], and the last token of a sequence or segment
+   * predicts nothing; true: position t predicts labels[t]. Default: false.
+   */
   shifted?: boolean
   /** 'all' keeps layer inputs only; 'cheap' recomputes norms and SwiGLU; 'none' keeps everything. Default: 'all'. */
   recompute?: Recompute
   attentionMask?: ForwardOptions['attentionMask']
+  segments?: ForwardOptions['segments']
   signal?: AbortSignal
 }
 
@@ -164,6 +174,7 @@ export interface TrainBatch {
   /** One label a token; −100 has no loss. */
   labels: TokenIds
   attentionMask?: ForwardOptions['attentionMask']
+  segments?: ForwardOptions['segments']
   /** As in LossOptions. Default: false. */
   shifted?: boolean
 }

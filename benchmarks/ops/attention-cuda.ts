@@ -2,13 +2,14 @@
  * Attention on device 0 at Qwen3-4B's shape (Q 32, KV 8, D 128): TFLOP/s of prefill and its gradients, GB/s of decode,
  * µs of new tokens over a cache, of writing them to it, and of one token's norm, rotation, write and attention at once.
  *
- *   npx tsx benchmarks/ops/attention-cuda.ts [iterations] [whole | decode | paged | write | fused: all]
+ *   npx tsx benchmarks/ops/attention-cuda.ts [iterations] [whole | packed | decode | paged | write | fused: all]
  *
  * A multiply-add counts as two operations and only scores that the causal mask leaves count: 4 · D · Q · T (T + 1) / 2
  * forward, 10 · … for the five products that gradients need (the kernels compute seven). Decode counts the 4 · KV · D
  * bytes of a position. Buffers of more than 256 MiB are cycled through, so that nothing is found in L2; `copy` is a
  * copy of 1 GiB on the device, bytes read and written.
  */
+import { startsOf } from '../../test/support/attention-ops'
 import { ops } from '../../test/support/native-ops'
 
 const [Q, KV, D] = [32, 8, 128]
@@ -27,18 +28,20 @@ const copyUs = median(() => ops.attentionCopyCudaTime!(copyBytes, iterations) as
 const copyRate = (2 * copyBytes) / copyUs / 1e3
 print('copy', copyUs, `${copyRate.toFixed(0)} GB/s`)
 
-function whole(T: number): void {
+/** A sequence of T tokens, in segments of as many. */
+function whole(T: number, segment = T): void {
+  const starts = segment === T ? undefined : startsOf(1, Array<number>(T / segment).fill(segment))
   const times = Array.from(
     { length: 5 },
-    () => ops.attentionCudaTime!({ B: 1, T, Q, KV, D }, iterations) as { forward: number; backward: number },
+    () => ops.attentionCudaTime!({ B: 1, T, Q, KV, D, starts }, iterations) as { forward: number; backward: number },
   )
-  const products = (2 * D * Q * T * (T + 1)) / 2 / 1e6
+  const products = (2 * D * Q * T * (segment + 1)) / 2 / 1e6
   for (const [name, count] of [
     ['forward', 2],
     ['backward', 5],
   ] as const) {
     const us = times.map((time) => time[name]).sort((a, b) => a - b)[2]!
-    print(`${name} T ${T}`, us, `${((count * products) / us).toFixed(1)} TFLOP/s`)
+    print(`${name} T ${T}${starts ? ` of ${segment}` : ''}`, us, `${((count * products) / us).toFixed(1)} TFLOP/s`)
   }
 }
 
@@ -81,6 +84,7 @@ function fused(context: number): void {
 }
 
 if (wanted('whole')) for (const T of [2048, 8192]) whole(T)
+if (wanted('packed')) for (const segment of [64, 256, 1024]) for (const T of [2048, 8192]) whole(T, segment)
 if (wanted('decode')) for (const T of [1, 8]) for (const context of [2048, 8192, 32768]) decode(T, context)
 if (wanted('paged')) {
   for (const T of [2048, 8192]) paged(T, 0)

@@ -29,7 +29,7 @@ struct ForwardCall {
 
   ForwardArgs args() const {
     const TapeArgs tokens = batch.tape_args();
-    return {tokens.ids, tokens.B, tokens.T, tokens.mask, logits, hidden_states, reference};
+    return {tokens.ids, tokens.B, tokens.T, tokens.mask, tokens.starts, logits, hidden_states, reference};
   }
 
   TokenBatch batch;

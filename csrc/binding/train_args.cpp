@@ -23,12 +23,14 @@ TokenBatch token_batch_of(const Napi::Object& args) {
   batch.ids = int32s_of(args.Get("ids"));
   batch.labels = int32s_of(args.Get("labels"));
   batch.mask = bytes_of(args.Get("mask"));
+  batch.starts = int32s_of(args.Get("starts"));
   if (args.Has("recompute")) batch.recompute = recompute_of(string_of(args.Get("recompute")));
   if (args.Has("shifted")) batch.shifted = bool_of(args.Get("shifted"));
   const auto count = static_cast<size_t>(batch.B * batch.T);
-  if (batch.B < 1 || batch.T < 1 || batch.ids.size() != count ||
-      (!batch.labels.empty() && batch.labels.size() != count) || (!batch.mask.empty() && batch.mask.size() != count)) {
-    fail(Code::kInvalidArgument, "ids, labels and mask must each have batch x tokens elements");
+  const auto fits = [&](const auto& values) { return values.empty() || values.size() == count; };
+  if (batch.B < 1 || batch.T < 1 || batch.ids.size() != count || !fits(batch.labels) || !fits(batch.mask) ||
+      !fits(batch.starts)) {
+    fail(Code::kInvalidArgument, "ids, labels, mask and starts must each have batch x tokens elements");
   }
   return batch;
 }

@@ -15,14 +15,19 @@ namespace qn {
 struct TokenBatch {
   std::vector<int32_t> ids, labels;  // [B, T]; labels may be empty
   std::vector<uint8_t> mask;         // [B, T] or empty
+  std::vector<int32_t> starts;       // [B, T] or empty
   int64_t B = 1, T = 0;
   Recompute recompute = Recompute::kAll;
   bool shifted = false;
 
-  TapeArgs tape_args() const { return {ids.data(), B, T, mask.empty() ? nullptr : mask.data(), recompute}; }
+  TapeArgs tape_args() const {
+    return {ids.data(), B, T, mask.empty() ? nullptr : mask.data(), starts.empty() ? nullptr : starts.data(),
+            recompute};
+  }
 };
 
-// { ids, labels?, mask?, batch, tokens, recompute?, shifted? }; the lengths are checked against batch · tokens.
+// { ids, labels?, mask?, starts?, batch, tokens, recompute?, shifted? }; the lengths are checked against batch ·
+// tokens.
 TokenBatch token_batch_of(const Napi::Object& args);
 
 // { format, allowMany, seed }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "core/device.h"
 #include "model/compute.h"
@@ -75,8 +76,8 @@ class Engine {
   virtual void narrow(Activation* y, const float* x, int64_t count) = 0;  // both on the device; rounds to nearest even
 
   // --- Forward ---
-  // B sequences at positions offset .. offset + T − 1: f32[B·T, D/2].
-  virtual void rope_tables(float* cosines, float* sines, int64_t B, int64_t T, int64_t offset, int64_t D,
+  // f32[N, D/2] of N positions, which are in host memory.
+  virtual void rope_tables(float* cosines, float* sines, const std::vector<int32_t>& positions, int64_t D,
                            double base) = 0;
   virtual void embedding(Activation* x, const Parameter& w, const int32_t* ids, int64_t N) = 0;
   virtual void rms_norm(Activation* y, float* inv_rms, const Activation* x, const Parameter& w, int64_t rows,
@@ -99,7 +100,7 @@ class Engine {
   };
   virtual void qk_norm_rope(const QkNormRope& args) = 0;
   virtual void attention(Activation* y, float* lse, const Activation* q, const Activation* k, const Activation* v,
-                         const uint8_t* mask, const AttentionShape& shape) = 0;
+                         const uint8_t* mask, const int32_t* starts, const AttentionShape& shape) = 0;
   // Writes k, v [T, KV, D] at the cache's next positions (reserve() first), then lets the T queries see them.
   virtual void attention_cached(Activation* y, const Activation* q, const Activation* k, const Activation* v,
                                 KvCache& cache, int64_t layer, int64_t T, int64_t Q) = 0;
@@ -145,6 +146,7 @@ class Engine {
     const float* lse;
     const Activation *q, *k, *v;
     const uint8_t* mask;
+    const int32_t* starts;
     AttentionShape shape;
   };
   virtual void attention_backward(const Attention& args) = 0;

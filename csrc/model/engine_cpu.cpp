@@ -47,16 +47,9 @@ class CpuEngine : public Engine {
   void widen(float* y, const Activation* x, int64_t count) override { std::copy_n(f32(x), count, y); }
   void narrow(Activation* y, const float* x, int64_t count) override { std::copy_n(x, count, f32(y)); }
 
-  void rope_tables(float* cosines, float* sines, int64_t B, int64_t T, int64_t offset, int64_t D,
+  void rope_tables(float* cosines, float* sines, const std::vector<int32_t>& positions, int64_t D,
                    double base) override {
-    std::vector<int32_t> positions(static_cast<size_t>(T));
-    for (int64_t t = 0; t < T; ++t) positions[static_cast<size_t>(t)] = static_cast<int32_t>(offset + t);
-    const int64_t table = T * (D / 2);
-    rope_table_cpu(cosines, sines, positions.data(), T, D, base, cpu());
-    for (int64_t b = 1; b < B; ++b) {
-      std::copy_n(cosines, table, cosines + b * table);
-      std::copy_n(sines, table, sines + b * table);
-    }
+    rope_table_cpu(cosines, sines, positions.data(), static_cast<int64_t>(positions.size()), D, base, cpu());
   }
 
   void embedding(Activation* x, const Parameter& w, const int32_t* ids, int64_t N) override {
@@ -92,8 +85,8 @@ class CpuEngine : public Engine {
   }
 
   void attention(Activation* y, float* lse, const Activation* q, const Activation* k, const Activation* v,
-                 const uint8_t* mask, const AttentionShape& shape) override {
-    attention_cpu({f32(y), lse, f32(q), f32(k), f32(v), mask, shape}, cpu());
+                 const uint8_t* mask, const int32_t* starts, const AttentionShape& shape) override {
+    attention_cpu({f32(y), lse, f32(q), f32(k), f32(v), mask, starts, shape}, cpu());
   }
 
   void attention_cached(Activation* y, const Activation* q, const Activation* k, const Activation* v, KvCache& cache,
@@ -152,9 +145,9 @@ class CpuEngine : public Engine {
   }
 
   void attention_backward(const Attention& a) override {
-    attention_backward_cpu(
-        {f32(a.dq), f32(a.dk), f32(a.dv), f32(a.dy), f32(a.y), a.lse, f32(a.q), f32(a.k), f32(a.v), a.mask, a.shape},
-        cpu());
+    attention_backward_cpu({f32(a.dq), f32(a.dk), f32(a.dv), f32(a.dy), f32(a.y), a.lse, f32(a.q), f32(a.k), f32(a.v),
+                            a.mask, a.starts, a.shape},
+                           cpu());
   }
 
   void embedding_backward(float* dw, const Activation* dx, const int32_t* ids, int64_t N, int64_t H, int64_t row_begin,

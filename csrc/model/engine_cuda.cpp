@@ -38,15 +38,12 @@ class CudaEngine : public Engine {
   void widen(float* y, const Activation* x, int64_t count) override { widen_bf16_cuda(y, bf16(x), count, stream_); }
   void narrow(Activation* y, const float* x, int64_t count) override { narrow_bf16_cuda(bf16(y), x, count, stream_); }
 
-  void rope_tables(float* cosines, float* sines, int64_t B, int64_t T, int64_t offset, int64_t D,
+  void rope_tables(float* cosines, float* sines, const std::vector<int32_t>& positions, int64_t D,
                    double base) override {
-    std::vector<int32_t> positions(static_cast<size_t>(B * T));
-    for (size_t i = 0; i < positions.size(); ++i) {
-      positions[i] = static_cast<int32_t>(offset + static_cast<int64_t>(i) % T);
-    }
-    const Buffer on_device(device().ledger(), MemoryKind::kScratch, B * T * 4);
-    device().copy_in(on_device.data(), positions.data(), B * T * 4);
-    rope_table_cuda(cosines, sines, on_device.as<int32_t>(), B * T, D, base, stream_);
+    const auto count = static_cast<int64_t>(positions.size());
+    const Buffer on_device(device().ledger(), MemoryKind::kScratch, count * 4);
+    device().copy_in(on_device.data(), positions.data(), count * 4);
+    rope_table_cuda(cosines, sines, on_device.as<int32_t>(), count, D, base, stream_);
   }
 
   void embedding(Activation* x, const Parameter& w, const int32_t* ids, int64_t N) override {
@@ -79,8 +76,8 @@ class CudaEngine : public Engine {
   }
 
   void attention(Activation* y, float* lse, const Activation* q, const Activation* k, const Activation* v,
-                 const uint8_t* mask, const AttentionShape& shape) override {
-    attention_cuda({bf16(y), lse, bf16(q), bf16(k), bf16(v), mask, shape}, stream_);
+                 const uint8_t* mask, const int32_t* starts, const AttentionShape& shape) override {
+    attention_cuda({bf16(y), lse, bf16(q), bf16(k), bf16(v), mask, starts, shape}, stream_);
   }
 
   void attention_cached(Activation* y, const Activation* q, const Activation* k, const Activation* v, KvCache& cache,
@@ -148,7 +145,7 @@ class CudaEngine : public Engine {
   void attention_backward(const Attention& a) override {
     float* scratch = grow(attention_, attention_backward_scratch_bytes(a.shape)).as<float>();
     attention_backward_cuda({bf16(a.dq), bf16(a.dk), bf16(a.dv), bf16(a.dy), bf16(a.y), a.lse, bf16(a.q), bf16(a.k),
-                             bf16(a.v), a.mask, scratch, a.shape},
+                             bf16(a.v), a.mask, a.starts, scratch, a.shape},
                             stream_);
   }
 

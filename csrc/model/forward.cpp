@@ -71,6 +71,7 @@ void finish(ForwardOutput& out, const ForwardArgs& args, const ForwardScratch& s
 ForwardOutput run(Model& model, KvCache* cache, const ForwardArgs& args, const Cpu& cpu) {
   const ModelConfig& c = model.config();
   const int64_t N = args.B * args.T;
+  const auto positions = token_positions(args.starts, args.B, args.T, cache ? cache->seq_len() : 0);
   require_memory(model, args);
   const auto engine = make_engine(model.device(), cpu, model.compute());
   ArenaPlan plan;
@@ -79,10 +80,11 @@ ForwardOutput run(Model& model, KvCache* cache, const ForwardArgs& args, const C
   const ForwardScratch s = take_forward_scratch(arena, c, N, engine->activation_bytes());
   const int32_t* ids = engine->upload(s.ids, args.ids, N);
   const uint8_t* mask = engine->upload(s.mask, args.mask, N);
-  const LayerPass pass{model, *engine, args.B, args.T, mask, s.cosines, s.sines, cache, args.reference};
+  const int32_t* starts = engine->upload(s.starts, args.starts, N);
+  const LayerPass pass{model, *engine, args.B, args.T, mask, starts, s.cosines, s.sines, cache, args.reference};
 
   ForwardOutput out;
-  engine->rope_tables(s.cosines, s.sines, args.B, args.T, cache ? cache->seq_len() : 0, c.D, c.rope_base);
+  engine->rope_tables(s.cosines, s.sines, positions, c.D, c.rope_base);
   engine->embedding(s.x, model.embedding(), ids, N);
   for (int64_t layer = 0; layer < c.L; ++layer) {
     cpu.check_cancelled();
@@ -105,6 +107,15 @@ void check_token_ids(const ModelConfig& config, const int32_t* ids, int64_t B, i
   }
 }
 
+std::vector<int32_t> token_positions(const int32_t* starts, int64_t B, int64_t T, int64_t offset) {
+  check_segments(starts, B, T);
+  std::vector<int32_t> positions(static_cast<size_t>(B * T));
+  for (int64_t i = 0; i < B * T; ++i) {
+    positions[static_cast<size_t>(i)] = static_cast<int32_t>(offset + i % T) - (starts ? starts[i] : 0);
+  }
+  return positions;
+}
+
 ForwardOutput forward(Model& model, const ForwardArgs& args, const Cpu& cpu) {
   check_token_ids(model.config(), args.ids, args.B, args.T);
   return run(model, nullptr, args, cpu);
@@ -112,9 +123,9 @@ ForwardOutput forward(Model& model, const ForwardArgs& args, const Cpu& cpu) {
 
 ForwardOutput forward_cached(Model& model, KvCache& cache, const ForwardArgs& args, const Cpu& cpu) {
   check_token_ids(model.config(), args.ids, args.B, args.T);
-  if (args.B != 1 || args.mask) {
-    fail(Code::kInvalidArgument, "Expected one sequence without a mask for a cached forward but received %lld",
-         (long long)args.B);
+  if (args.B != 1 || args.mask || args.starts) {
+    fail(Code::kInvalidArgument,
+         "Expected one sequence without a mask or segments for a cached forward but received %lld", (long long)args.B);
   }
   cache.reserve(args.T);
   ForwardOutput out = run(model, &cache, args, cpu);

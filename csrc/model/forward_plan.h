@@ -10,6 +10,7 @@ namespace qn {
 struct ForwardScratch {
   Activation* x;
   int32_t* ids;
+  int32_t* starts;
   uint8_t* mask;
   float *cosines, *sines;
   LayerActivations a;
@@ -28,6 +29,7 @@ ForwardScratch take_forward_scratch(AnyArena& arena, const ModelConfig& c, int64
   ForwardScratch s{};
   s.x = take(N * c.H);
   s.ids = arena.template take<int32_t>(N);
+  s.starts = arena.template take<int32_t>(N);
   s.mask = arena.template take<uint8_t>(N);
   s.cosines = arena.template take<float>(N * (c.D / 2));
   s.sines = arena.template take<float>(N * (c.D / 2));

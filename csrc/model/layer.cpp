@@ -35,7 +35,7 @@ void layer_rotate(const LayerPass& pass, LayerParameters& p, const LayerActivati
 void layer_attend(const LayerPass& pass, int64_t layer, const LayerActivations& a) {
   const ModelConfig& c = pass.model.config();
   if (pass.cache) return pass.engine.attention_cached(a.att, a.q, a.k, a.v, *pass.cache, layer, pass.T, c.Q);
-  pass.engine.attention(a.att, a.lse, a.q, a.k, a.v, pass.mask, {pass.B, pass.T, c.Q, c.KV, c.D});
+  pass.engine.attention(a.att, a.lse, a.q, a.k, a.v, pass.mask, pass.starts, {pass.B, pass.T, c.Q, c.KV, c.D});
 }
 
 void layer_attention_output(const LayerPass& pass, LayerParameters& p, const Activation* x, const LayerActivations& a) {

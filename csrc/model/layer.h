@@ -35,8 +35,9 @@ struct LayerPass {
   Model& model;
   Engine& engine;
   int64_t B, T;
-  const uint8_t* mask;   // u8[B, T] or null
-  const float* cosines;  // [N, D/2]
+  const uint8_t* mask;    // u8[B, T] or null
+  const int32_t* starts;  // i32[B, T] or null
+  const float* cosines;   // [N, D/2]
   const float* sines;
   KvCache* cache = nullptr;  // its own positions; B = 1
   bool reference = false;    // plain-loop products (ForwardArgs::reference)

@@ -50,6 +50,17 @@ struct DenseKeys {
   __device__ const uint8_t* mask_of(int b) const { return mask ? mask + b * T : nullptr; }
   __device__ int stride(int D) const { return static_cast<int>(KV) * D; }
   __device__ int count() const { return static_cast<int>(T); }
+  static constexpr bool kSegments = false;
+  __device__ int start(int, int) const { return 0; }
+};
+
+// The same in segments.
+struct SegmentKeys : DenseKeys {
+  const int32_t* starts;
+
+  static constexpr bool kSegments = true;
+  // The first key that the query at `position` of sequence b sees; positions past the end count as the last.
+  __device__ int start(int b, int position) const { return starts[b * T + min(position, static_cast<int>(T) - 1)]; }
 };
 
 // Keys and values of one sequence in pages [KV, page_tokens, D]; whole tiles, where page_tokens is a multiple of
@@ -65,6 +76,8 @@ struct PagedKeys {
   __device__ const uint8_t* mask_of(int) const { return nullptr; }
   __device__ int stride(int D) const { return D; }
   __device__ int count() const { return static_cast<int>(positions); }
+  static constexpr bool kSegments = false;
+  __device__ int start(int, int) const { return 0; }
 };
 
 // Running maximum (of unscaled scores) and sum of a lane's rows: [fragment][row g or g + 8].
@@ -73,21 +86,24 @@ struct SoftmaxRows {
 };
 
 // s = −inf where the column of the key tile, whose first key is s0, is past the position of the row of the warp's rows
-// from `row` on, or is not visible.
+// from `row` on, before its segment, or is not visible.
+template <typename Keys>
 __device__ __forceinline__ void hide_scores(float (&s)[kRowFragments][kKeys / 8][4], const TileQueries& queries,
-                                            int row, int s0, uint64_t visible) {
+                                            const Keys& keys, int b, int row, int s0, uint64_t visible) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int m = 0; m < kRowFragments; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int last = queries.position(row + 16 * m + 8 * half + lane / 4) - s0;
+      const int position = queries.position(row + 16 * m + 8 * half + lane / 4), last = position - s0;
+      const int first = Keys::kSegments ? keys.start(b, position) - s0 : 0;
 #pragma unroll
       for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const int column = 8 * n + lane % 4 * 2 + i;
-          if (column > last || !(visible >> column & 1)) s[m][n][2 * half + i] = -INFINITY;
+          const bool outside = column > last || (Keys::kSegments && column < first);
+          if (outside || !(visible >> column & 1)) s[m][n][2 * half + i] = -INFINITY;
         }
       }
     }
@@ -168,7 +184,7 @@ __device__ __forceinline__ void finish_rows(const TileQueries& queries, const At
 // computes   y = softmax(q · kᵀ / √D) · v, lse, causal and masked, of 128 rows, or of one split of their keys
 // moves      read 2·Q·T·D + 4·KV·S·D B (k and v again from L2), write 2·Q·T·D + 4·Q·T B         bound: tensor cores
 // launch     grid (B·Q / heads, ceil(T·heads / 128), splits), block 128, smem 4·64·(D+8)·2 B    late tiles first: they
-//            see the most keys
+//            see the most keys; tiles of keys before the block's first segment are not read
 // needs      D 64 or 128, 16-byte aligned rows
 // numerics   f32 scores and sums, p rounds to bf16 for p · v, y once at the store; keys in ascending tiles of 64
 // measured   H200 T=8192 Q=32 KV=8 D=128: 316 TFLOP/s; T=2048: 260 TFLOP/s; 2026-11-21
@@ -185,10 +201,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const int head = blockIdx.x % heads_of_b * queries.heads, kv = head / static_cast<int>(queries.group);
   const int row0 = static_cast<int>(gridDim.y - 1 - blockIdx.y) * kRows;
   const int last_row = min(row0 + kRows, queries.rows()) - 1;
-  const int begin = static_cast<int>(blockIdx.z) * split_keys;
-  const int end = min(queries.position(last_row) + 1, begin + split_keys);
+  // Starts never descend, so no row of the block sees a key before the tile of its first row's start.
+  const int first_tile = Keys::kSegments ? keys.start(b, queries.position(row0)) / kKeys * kKeys : 0;
+  const int begin = max(static_cast<int>(blockIdx.z) * split_keys, first_tile);
+  const int end = min(queries.position(last_row) + 1, (static_cast<int>(blockIdx.z) + 1) * split_keys);
   const int row = row0 + static_cast<int>(threadIdx.x) / 32 * kWarpRows;  // the warp's first
   const int warp_end = row <= last_row ? queries.position(row + kWarpRows - 1) + 1 : 0;
+  // Where the segments of the warp's first and last rows begin.
+  const int warp_begin = Keys::kSegments ? keys.start(b, queries.position(row)) : 0;
+  const int last_begin = Keys::kSegments ? keys.start(b, queries.position(row + kWarpRows - 1)) : 0;
   const uint8_t* mask = keys.mask_of(b);
   const auto load_keys = [&](uint16_t* tile, auto x, int s0) {
     const uint16_t* first = keys.row(x, b, kv, s0, D);
@@ -213,10 +234,10 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     rows.max[m][0] = rows.max[m][1] = -INFINITY;
     rows.sum[m][0] = rows.sum[m][1] = 0.0f;
   }
-  // v arrives behind q · kᵀ, the next k behind the softmax and p · v. Warps whose queries all come before the tile
-  // only copy.
+  // v arrives behind q · kᵀ, the next k behind the softmax and p · v. Warps whose queries all come before the tile, or
+  // whose segments all begin after it, only copy.
   for (int s0 = begin; s0 < end; s0 += kKeys) {
-    const bool seen = s0 < warp_end;
+    const bool seen = s0 < warp_end && (!Keys::kSegments || s0 + kKeys > warp_begin);
     load_keys(v_tile, keys.v, s0);
     copy_async_commit();
     float s[kRowFragments][kKeys / 8][4];
@@ -228,7 +249,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     copy_async_commit();
     if (seen) {
       const uint64_t visible = visible_keys(mask ? mask + s0 : nullptr, keys.count() - s0);
-      if (s0 + kKeys - 1 > queries.position(row) || ~visible) hide_scores(s, queries, row, s0, visible);
+      if (s0 + kKeys - 1 > queries.position(row) || (Keys::kSegments && s0 < last_begin) || ~visible) {
+        hide_scores(s, queries, keys, b, row, s0, visible);
+      }
       softmax_step(s, o, rows, scale * kLog2E);
       add_column_products<D>(o, s, v_tile);
     }
@@ -257,7 +280,7 @@ __global__ void attention_any_kernel(const TileQueries queries, const Keys keys,
   float q[kLaneDims], o[kLaneDims] = {}, x[kLaneDims];
   load_row(q, q_rows + index * D, D);
   float max = -INFINITY, sum = 0.0f;
-  for (int s = 0; s <= last; ++s) {
+  for (int s = keys.start(b, last); s <= last; ++s) {
     if (mask && !mask[s]) continue;
     load_row(x, keys.row(keys.k, b, kv, s, D), D);
     const float score = row_dot(q, x), highest = fmaxf(max, score);
@@ -304,6 +327,13 @@ void launch_tiles(const TileQueries& queries, const Keys& keys, const AttentionP
 
 bool has_tiles(int64_t D) { return D == 64 || D == 128; }
 
+// Whole sequences.
+template <typename Keys>
+void attend(const TileQueries& queries, const Keys& keys, int64_t B, int64_t D, cudaStream_t stream) {
+  if (!has_tiles(D)) return launch_any(queries, keys, B, D, stream);
+  launch_tiles(queries, keys, AttentionPartials(nullptr, 0, 1), (queries.T + kKeys - 1) / kKeys * kKeys, B, D, stream);
+}
+
 TileQueries query_rows(const AttentionPagedCuda& args) {
   const int64_t group = args.Q / args.KV;
   return {args.y, nullptr, args.q, args.T, args.Q, group, args.offset, static_cast<int>(group)};
@@ -337,8 +367,8 @@ void attention_cuda(const AttentionForwardCuda& args, CudaStream stream) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const TileQueries queries = {args.y, args.lse, args.q, T, Q, Q / KV, 0, 1};
   const DenseKeys keys = {args.k, args.v, args.mask, T, KV};
-  if (!has_tiles(D)) return launch_any(queries, keys, B, D, cuda_stream);
-  launch_tiles(queries, keys, AttentionPartials(nullptr, 0, 1), (T + kKeys - 1) / kKeys * kKeys, B, D, cuda_stream);
+  if (args.starts) return attend(queries, SegmentKeys{keys, args.starts}, B, D, cuda_stream);
+  attend(queries, keys, B, D, cuda_stream);
 }
 
 int64_t attention_paged_scratch_bytes(const AttentionPagedCuda& args) {

@@ -6,6 +6,9 @@
 //   y    out f32[B, T, Q, D]     lse out f32[B, T, Q] log-sum-exp of the scaled scores (may be null)
 //   q    in  f32[B, T, Q, D]     k, v in f32[B, T, KV, D]
 //   mask in  u8[B, T] or null: a key with 0 is seen by nobody. A query that sees no key gives zeros and lse = −inf.
+//   starts in i32[B, T] or null: where the segment of each token begins in its sequence, see check_segments(). A query
+//            sees no key before its segment. The CPU gives a segment the bytes that it has as a sequence of its own;
+//            CUDA reads no tile of keys (or queries) that lies outside, and sums in tiles counted from the sequence.
 //
 // attention_backward: recomputes the scores from lse.
 //   dq, dk, dv  out f32, shapes of q, k, v; overwritten. dy, y in f32[B, T, Q, D].
@@ -30,6 +33,9 @@ struct AttentionShape {
   int64_t B, T, Q, KV, D;
 };
 
+// Error(kInvalidArgument) unless starts[b, 0] is 0 and every other starts[b, t] is t or starts[b, t − 1].
+void check_segments(const int32_t* starts, int64_t B, int64_t T);
+
 struct AttentionForward {
   float* y;
   float* lse;
@@ -37,6 +43,7 @@ struct AttentionForward {
   const float* k;
   const float* v;
   const uint8_t* mask;
+  const int32_t* starts;
   AttentionShape shape;
 };
 void attention_cpu(const AttentionForward& args, const Cpu& cpu);
@@ -54,6 +61,7 @@ struct AttentionBackward {
   const float* k;
   const float* v;
   const uint8_t* mask;
+  const int32_t* starts;
   AttentionShape shape;
 };
 void attention_backward_cpu(const AttentionBackward& args, const Cpu& cpu);
@@ -71,8 +79,9 @@ struct AttentionCached {
 void attention_cached_cpu(const AttentionCached& args, const Cpu& cpu);
 
 // On CUDA every f32 tensor above but lse is bf16, D is at most 256, all pointers are on the device and 16-byte aligned
-// (mask: any). Products and sums are f32; probabilities and their gradients round to bf16 before they enter a product,
-// results once more at the store. Deterministic as above, with other sums than the CPU's. Fast where D is 64 or 128.
+// (mask, starts: any). Products and sums are f32; probabilities and their gradients round to bf16 before they enter a
+// product, results once more at the store. Deterministic as above, with other sums than the CPU's. Fast where D is 64
+// or 128.
 struct AttentionForwardCuda {
   uint16_t* y;  // out bf16[B, T, Q, D]
   float* lse;   // out f32[B, T, Q] or null
@@ -80,6 +89,7 @@ struct AttentionForwardCuda {
   const uint16_t* k;
   const uint16_t* v;
   const uint8_t* mask;
+  const int32_t* starts;
   AttentionShape shape;
 };
 void attention_cuda(const AttentionForwardCuda& args, CudaStream stream);
@@ -97,6 +107,7 @@ struct AttentionBackwardCuda {
   const uint16_t* k;
   const uint16_t* v;
   const uint8_t* mask;
+  const int32_t* starts;
   float* scratch;  // attention_backward_scratch_bytes(shape)
   AttentionShape shape;
 };

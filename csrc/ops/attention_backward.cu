@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kBlockRows = 16 * kWarps;  // queries (dq) or keys (dk, dv) that a block owns, 16 a warp
 constexpr int kStep = 32;                // keys or queries of a tile that it reads, two tiles at a time
+constexpr int kStatistics = 3;           // lse, delta and, in segments, start of a tile's queries
 
 // computes   delta = Σ_d dy · y                              per query and head
 // moves      read 4·Q·T·D B, write 4·Q·T B                                                       bound: memory
@@ -32,11 +33,12 @@ __global__ void attention_delta_kernel(float* __restrict__ delta, const uint16_t
 
 // computes   dq = Σ_s ds · k,  ds = p (dy · vᵀ − delta) / √D,  of one head's 64 queries
 // moves      read 4·Q·T·D + 4·KV·T·D B (k and v again from L2), write 2·Q·T·D B                 bound: tensor cores
+//            tiles of keys before the block's first segment are not read
 // launch     grid (B·Q, ceil(T / 64)), block 128, smem 4·64·(D+8)·2 B    late tiles first: they see the most keys
 // needs      D 64 or 128, 16-byte aligned rows
 // numerics   f32 scores and sums, ds · √D rounds to bf16 for its product; keys in ascending tiles of 32
 // measured   H200 T=8192 Q=32 KV=8 D=128, all of the backward pass (delta; dq; dk, dv): 191 TFLOP/s, 2026-11-21
-template <int D>
+template <int D, bool kSegments>
 __global__ void __launch_bounds__(kBlockThreads)
     attention_backward_query_kernel(const AttentionBackwardCuda args, float scale) {
   extern __shared__ uint4 shared[];
@@ -52,6 +54,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t token = t0 + 16 * warp, row0 = (b * T + t0) * Q + h;
   const uint8_t* mask = args.mask ? args.mask + b * T : nullptr;
+  const auto start = [&](int64_t t) { return int64_t{args.starts[b * T + (t < T ? t : T - 1)]}; };
+  // Starts never descend, so no row sees a key before the first row's start, of the block or of the warp.
+  const int64_t begin = kSegments ? start(t0) / kStep * kStep : 0, warp_begin = kSegments ? start(token) : 0;
   const auto load_keys = [&](int64_t s0) {
     const int64_t at = ((b * T + s0) * KV + kv) * D;
     const int stage = s0 / kStep % 2;
@@ -62,25 +67,27 @@ __global__ void __launch_bounds__(kBlockThreads)
 
   load_tile<D, kBlockRows>(q_tile, {args.q + row0 * D, Q * D, T - t0, nullptr});
   load_tile<D, kBlockRows>(dy_tile, {args.dy + row0 * D, Q * D, T - t0, nullptr});
-  load_keys(0);
+  load_keys(begin);
   copy_async_commit();
 
   float lse[2], delta[2];
+  int first[2] = {};  // where the rows' segments begin
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = 16 * warp + lane / 4 + 8 * half;
     const bool exists = t0 + row < T;
     lse[half] = exists ? args.lse[row0 + row * Q] * kLog2E : 0.0f;
     delta[half] = exists ? args.scratch[row0 + row * Q] : 0.0f;
+    if constexpr (kSegments) first[half] = static_cast<int>(start(t0 + row));
   }
   float dq[1][D / 8][4];
   clear(dq);
-  for (int64_t s0 = 0; s0 < end; s0 += kStep) {
+  for (int64_t s0 = begin; s0 < end; s0 += kStep) {
     copy_async_wait<0>();
     __syncthreads();
     if (s0 + kStep < end) load_keys(s0 + kStep);
     copy_async_commit();
-    if (s0 >= token + 16) continue;
+    if (s0 >= token + 16 || (kSegments && s0 + kStep <= warp_begin)) continue;
     const int stage = s0 / kStep % 2;
     float p[1][kStep / 8][4], dp[1][kStep / 8][4];
     clear(p);
@@ -94,7 +101,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * n + lane % 4 * 2 + i % 2;
-        const bool sees = column <= diagonal + lane / 4 + i / 2 * 8 && (visible >> column & 1);
+        const bool sees = column <= diagonal + lane / 4 + i / 2 * 8 &&
+                          (!kSegments || column + static_cast<int>(s0) >= first[i / 2]) && (visible >> column & 1);
         const float weight = sees ? exp2_fast(fmaf(p[0][n][i], scale * kLog2E, -lse[i / 2])) : 0.0f;
         dp[0][n][i] = weight * (dp[0][n][i] - delta[i / 2]);
       }
@@ -104,14 +112,26 @@ __global__ void __launch_bounds__(kBlockThreads)
   store_rows(args.dq + (row0 + 16 * warp * Q) * D, Q * D, T - token, dq[0], scale, scale);
 }
 
+// How many of the `tiles` tiles of queries from position s0 on have one whose segment begins at or before the last of
+// the block's keys, which begin at s0 too. Starts never descend, so those tiles come first. All threads take part.
+__device__ __forceinline__ int64_t tiles_that_see(const int32_t* starts, int64_t T, int64_t s0, int64_t tiles) {
+  for (int64_t begin = 0; begin < tiles; begin += kBlockThreads) {
+    const int64_t tile = begin + threadIdx.x, t = s0 + tile * kStep;
+    const int seeing = __syncthreads_count(t < T && starts[t] < s0 + kBlockRows);
+    if (seeing < kBlockThreads) return begin + seeing;
+  }
+  return tiles;
+}
+
 // computes   dv = Σ_t pᵀ · dy,  dk = Σ_t dsᵀ · q,  of one key head's 64 keys
 // moves      read 4·KV·T·D + 4·Q·T·D B (q and dy again from L2), write 4·KV·T·D B               bound: tensor cores
-// launch     grid (B·KV, ceil(T / 64)), block 128, smem 4·64·(D+8)·2 + 512 B    early tiles first: the most see them
+//            tiles of queries behind the segment of the block's last key are not read
+// launch     grid (B·KV, ceil(T / 64)), block 128, smem 4·64·(D+8)·2 + 768 B    early tiles first: the most see them
 // needs      D 64 or 128, 16-byte aligned rows
 // numerics   f32 scores and sums, p and ds · √D round to bf16 for their products; tiles of 32 queries ascending, in
 //            each the group's heads ascending
 // measured   H200 T=8192 Q=32 KV=8 D=128, all of the backward pass (delta; dq; dk, dv): 191 TFLOP/s, 2026-11-21
-template <int D>
+template <int D, bool kSegments>
 __global__ void __launch_bounds__(kBlockThreads)
     attention_backward_key_kernel(const AttentionBackwardCuda args, float scale) {
   extern __shared__ uint4 shared[];
@@ -120,24 +140,29 @@ __global__ void __launch_bounds__(kBlockThreads)
   uint16_t* v_tile = k_tile + kBlockRows * kTileStride<D>;
   uint16_t* q_tiles = v_tile + kBlockRows * kTileStride<D>;
   uint16_t* dy_tiles = q_tiles + 2 * kStage;
-  float* statistics = reinterpret_cast<float*>(dy_tiles + 2 * kStage);  // [stage][lse, delta][kStep]
+  float* statistics = reinterpret_cast<float*>(dy_tiles + 2 * kStage);  // [stage][kStatistics][kStep]
 
   const auto& [B, T, Q, KV, head_dim] = args.shape;
   const int64_t b = blockIdx.x / KV, kv = blockIdx.x % KV, group = Q / KV;
   const int64_t s0 = int64_t{blockIdx.y} * kBlockRows;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint8_t* mask = args.mask ? args.mask + b * T + s0 : nullptr;
-  const int64_t steps = (T - s0 + kStep - 1) / kStep * group;
+  int64_t query_tiles = (T - s0 + kStep - 1) / kStep;
+  if constexpr (kSegments) query_tiles = tiles_that_see(args.starts + b * T, T, s0, query_tiles);
+  const int64_t steps = query_tiles * group;
   const auto load_queries = [&](int64_t step) {
     const int64_t t0 = s0 + step / group * kStep, row0 = (b * T + t0) * Q + kv * group + step % group;
     const int stage = step % 2;
     load_tile<D, kStep>(q_tiles + stage * kStage, {args.q + row0 * D, Q * D, T - t0, nullptr});
     load_tile<D, kStep>(dy_tiles + stage * kStage, {args.dy + row0 * D, Q * D, T - t0, nullptr});
-    if (threadIdx.x >= 2 * kStep) return;
+    float* to = statistics + stage * kStatistics * kStep + threadIdx.x;
     const int row = threadIdx.x % kStep;
     const bool exists = t0 + row < T;
-    copy_async_4(statistics + stage * 2 * kStep + threadIdx.x,
-                 (threadIdx.x < kStep ? args.lse : args.scratch) + row0 + (exists ? row * Q : 0), exists);
+    if (threadIdx.x < 2 * kStep) {
+      copy_async_4(to, (threadIdx.x < kStep ? args.lse : args.scratch) + row0 + (exists ? row * Q : 0), exists);
+    } else if (kSegments && threadIdx.x < 3 * kStep) {
+      copy_async_4(to, args.starts + b * T + t0 + (exists ? row : 0), exists);
+    }
   };
 
   const int64_t key0 = ((b * T + s0) * KV + kv) * D;
@@ -159,8 +184,10 @@ __global__ void __launch_bounds__(kBlockThreads)
     const int query0 = static_cast<int>(step / group * kStep), warp_key = 16 * warp;
     if (query0 + kStep <= warp_key) continue;
     const int stage = step % 2;
-    const float* lse = statistics + stage * 2 * kStep;
+    const float* lse = statistics + stage * kStatistics * kStep;
     const float* delta = lse + kStep;
+    const auto* start = reinterpret_cast<const int32_t*>(delta + kStep);
+    if (kSegments && start[0] - static_cast<int>(s0) >= warp_key + 16) continue;
     float p[1][kStep / 8][4], ds[1][kStep / 8][4];
     clear(p);
     clear(ds);
@@ -172,7 +199,8 @@ __global__ void __launch_bounds__(kBlockThreads)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = 8 * n + lane % 4 * 2 + i % 2, key = warp_key + lane / 4 + i / 2 * 8;
-        const bool sees = key <= query0 + column && (visible >> key & 1);
+        const bool sees = key <= query0 + column && (!kSegments || key + static_cast<int>(s0) >= start[column]) &&
+                          (visible >> key & 1);
         p[0][n][i] = sees ? exp2_fast(fmaf(p[0][n][i], scale * kLog2E, -lse[column] * kLog2E)) : 0.0f;
         ds[0][n][i] = p[0][n][i] * (ds[0][n][i] - delta[column]);
       }
@@ -200,7 +228,7 @@ __global__ void attention_backward_query_any_kernel(const AttentionBackwardCuda 
   load_row(q, args.q + index * D, D);
   load_row(dy, args.dy + index * D, D);
   const float lse = args.lse[index], delta = args.scratch[index];
-  for (int64_t s = 0; s <= t; ++s) {
+  for (int64_t s = args.starts ? args.starts[b * T + t] : 0; s <= t; ++s) {
     if (args.mask && !args.mask[b * T + s]) continue;
     const int64_t key = ((b * T + s) * KV + kv) * D;
     load_row(k, args.k + key, D);
@@ -228,7 +256,7 @@ __global__ void attention_backward_key_any_kernel(const AttentionBackwardCuda ar
     load_row(k, args.k + index * D, D);
     load_row(v, args.v + index * D, D);
   }
-  for (int64_t t = s; visible && t < T; ++t) {
+  for (int64_t t = s; visible && t < T && (!args.starts || args.starts[b * T + t] <= s); ++t) {
     for (int64_t head = 0; head < group; ++head) {
       const int64_t row = (b * T + t) * Q + kv * group + head;
       load_row(q, args.q + row * D, D);
@@ -247,21 +275,28 @@ unsigned blocks_of(int64_t count, int64_t per_block) {
   return static_cast<unsigned>((count + per_block - 1) / per_block);
 }
 
-template <int D>
+template <int D, bool kSegments>
 void launch(const AttentionBackwardCuda& args, cudaStream_t stream) {
   const auto& shape = args.shape;
   constexpr auto kQueryBytes = static_cast<int>(tile_bytes<D>(2 * kBlockRows + 4 * kStep));
-  constexpr int kKeyBytes = kQueryBytes + 4 * kStep * static_cast<int>(sizeof(float));
+  constexpr int kKeyBytes = kQueryBytes + 2 * kStatistics * kStep * static_cast<int>(sizeof(float));
   constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-  QN_CUDA_CHECK(cudaFuncSetAttribute(attention_backward_query_kernel<D>, kAttribute, kQueryBytes));
-  QN_CUDA_CHECK(cudaFuncSetAttribute(attention_backward_key_kernel<D>, kAttribute, kKeyBytes));
+  QN_CUDA_CHECK(cudaFuncSetAttribute(attention_backward_query_kernel<D, kSegments>, kAttribute, kQueryBytes));
+  QN_CUDA_CHECK(cudaFuncSetAttribute(attention_backward_key_kernel<D, kSegments>, kAttribute, kKeyBytes));
   const unsigned tiles = blocks_of(shape.T, kBlockRows);
   const dim3 query_grid(static_cast<unsigned>(shape.B * shape.Q), tiles);
   const dim3 key_grid(static_cast<unsigned>(shape.B * shape.KV), tiles);
-  attention_backward_key_kernel<D><<<key_grid, kBlockThreads, kKeyBytes, stream>>>(args, score_scale(D));
+  attention_backward_key_kernel<D, kSegments><<<key_grid, kBlockThreads, kKeyBytes, stream>>>(args, score_scale(D));
   QN_CUDA_CHECK(cudaGetLastError());
-  attention_backward_query_kernel<D><<<query_grid, kBlockThreads, kQueryBytes, stream>>>(args, score_scale(D));
+  attention_backward_query_kernel<D, kSegments>
+      <<<query_grid, kBlockThreads, kQueryBytes, stream>>>(args, score_scale(D));
   QN_CUDA_CHECK(cudaGetLastError());
+}
+
+template <int D>
+void launch(const AttentionBackwardCuda& args, cudaStream_t stream) {
+  if (args.starts) return launch<D, true>(args, stream);
+  launch<D, false>(args, stream);
 }
 
 void launch_any(const AttentionBackwardCuda& args, cudaStream_t stream) {

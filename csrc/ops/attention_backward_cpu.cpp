@@ -34,23 +34,23 @@ struct BackwardScratch {
 };
 static_assert(BackwardScratch::kFloats * sizeof(float) <= kWorkerScratchBytes);
 
-// One sequence.
+// One sequence or segment.
 struct BackwardTask {
   const AttentionKernels& kernels;
   const AttentionBackward& args;
   KeyPages keys;
-  int64_t b;
+  Span span;
   float scale;
 
-  const float* sequence(const float* x) const { return x + b * args.shape.T * args.shape.Q * args.shape.D; }
+  const float* queries(const float* x) const { return x + span.first * args.shape.Q * args.shape.D; }
 
   // Queries, output gradients and row statistics. delta lies in dq[row, 0] since write_deltas.
   void load_rows(const BackwardScratch& x, const QueryRows& rows) const {
     const auto& [B, T, Q, KV, D] = args.shape;
-    pack_queries(x.q, sequence(args.q), rows, Q, D);
-    pack_queries(x.dy, sequence(args.dy), rows, Q, D);
+    pack_queries(x.q, queries(args.q), rows, Q, D);
+    pack_queries(x.dy, queries(args.dy), rows, Q, D);
     for (int64_t r = 0; r < rows.count(); ++r) {
-      const int64_t index = b * T * Q + rows.index(r, Q);
+      const int64_t index = span.first * Q + rows.index(r, Q);
       // A row that saw no key has scores of −inf alone: with any finite lse its p is 0 and its gradient too.
       x.lse[r] = args.lse[index] == -INFINITY ? 0.0f : args.lse[index];
       x.delta[r] = args.dq[index * D];
@@ -103,13 +103,14 @@ struct BackwardTask {
                        .add = s0 > 0});
     }
     for (int64_t r = 0; r < rows.count(); ++r) {
-      std::memcpy(args.dq + (b * T * Q + rows.index(r, Q)) * D, x.dq + r * stride, sizeof(float) * D);
+      std::memcpy(args.dq + (span.first * Q + rows.index(r, Q)) * D, x.dq + r * stride, sizeof(float) * D);
     }
   }
 
-  void key_gradients(const BackwardScratch& x, const QueryTiling& tiling, int64_t kv, int64_t begin) const {
+  void key_gradients(const BackwardScratch& x, int64_t kv, int64_t begin) const {
     const auto& [B, T, Q, KV, D] = args.shape;
-    const int64_t stride = padded(D), count = std::min(kKeyTile, T - begin);
+    const QueryTiling tiling(span.tokens, Q, KV);
+    const int64_t stride = padded(D), count = std::min(kKeyTile, span.tokens - begin);
     load_keys(x, kv, begin, count);
     std::memset(x.dk, 0, sizeof(float) * count * stride);
     std::memset(x.dv, 0, sizeof(float) * count * stride);
@@ -133,7 +134,7 @@ struct BackwardTask {
       }
     }
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = ((b * T + begin + i) * KV + kv) * D;
+      const int64_t at = ((span.first + begin + i) * KV + kv) * D;
       std::memcpy(args.dk + at, x.dk + i * stride, sizeof(float) * D);
       std::memcpy(args.dv + at, x.dv + i * stride, sizeof(float) * D);
     }
@@ -157,31 +158,29 @@ void attention_backward_cpu(const AttentionBackward& args, const Cpu& cpu) {
   const auto& [B, T, Q, KV, D] = args.shape;
   if (B == 0 || T == 0) return;
   const void *k = args.k, *v = args.v;
-  const QueryTiling tiling(T, Q, KV);
-  const auto task_of = [&](int64_t b) {
-    return BackwardTask{
-        attention_kernels(cpu.isa), args, {&k, &v, DType::kF32, B * T, D, KV * D, args.mask, b * T}, b, score_scale(D)};
+  const auto task_of = [&](const Span& span) {
+    return BackwardTask{attention_kernels(cpu.isa),
+                        args,
+                        {&k, &v, DType::kF32, B * T, D, KV * D, args.mask, span.first},
+                        span,
+                        score_scale(D)};
   };
   cpu.pool.run(B * T * Q, 256, [&](int64_t begin, int64_t end, int) { write_deltas(args, begin, end); });
 
   // First key tiles first: they are seen by the most queries.
-  const int64_t key_units = B * KV, key_tiles = (T + kKeyTile - 1) / kKeyTile;
-  cpu.pool.run(key_units * key_tiles, 1, [&](int64_t index, int64_t, int worker) {
+  const auto key_tiles =
+      span_tiles(args.starts, B, T, [](int64_t tokens) { return (tokens + kKeyTile - 1) / kKeyTile; });
+  cpu.pool.run(KV * static_cast<int64_t>(key_tiles.size()), 1, [&](int64_t index, int64_t, int worker) {
     cpu.check_cancelled();
-    const int64_t unit = index % key_units;
+    const auto& [span, tile] = key_tiles[static_cast<size_t>(index / KV)];
     const BackwardScratch x(cpu.pool.scratch<float>(worker));
-    task_of(unit / KV).key_gradients(x, tiling, unit % KV, index / key_units * kKeyTile);
+    task_of(span).key_gradients(x, index % KV, tile * kKeyTile);
   });
 
-  // After all of dk and dv: this overwrites the deltas. Last tiles first: they see the most keys.
-  const int64_t units = B * KV * tiling.chunks;
-  cpu.pool.run(units * tiling.tiles, 1, [&](int64_t index, int64_t, int worker) {
-    cpu.check_cancelled();
-    const int64_t unit = index % units;
-    const QueryRows rows =
-        tiling.rows(unit / tiling.chunks % KV, unit % tiling.chunks, tiling.tiles - 1 - index / units);
+  // After all of dk and dv: this overwrites the deltas.
+  run_query_tasks(args.starts, args.shape, cpu, [&](const Span& span, const QueryRows& rows, int worker) {
     const BackwardScratch x(cpu.pool.scratch<float>(worker));
-    task_of(unit / (KV * tiling.chunks)).query_gradients(x, rows);
+    task_of(span).query_gradients(x, rows);
   });
 }
 

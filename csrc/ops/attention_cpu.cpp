@@ -117,41 +117,39 @@ void finish_row(float* y, float* lse, const float* o, float max, float sum, floa
   if (lse) *lse = seen ? max * scale + std::log(sum) : -INFINITY;
 }
 
-// B sequences of T queries at positions offset .. offset + T − 1 of their keys.
+// Spans of queries at positions offset .. of their keys.
 struct Forward {
   float* y;
   float* lse;
   const float* q;
   KeyPages keys;
+  const int32_t* starts;
   AttentionShape shape;
   int64_t offset;
 
-  ForwardTask task(const QueryRows& rows, int64_t b, Isa isa) const {
+  // Of rows of the span that begins at token `first`.
+  ForwardTask task(const QueryRows& rows, int64_t first, Isa isa) const {
     ForwardTask task = {attention_kernels(isa), keys, rows, offset, shape.D, score_scale(shape.D)};
-    task.keys.first = b * shape.T;
+    task.keys.first = first;
     return task;
   }
 
-  void finish(const QueryRows& rows, int64_t b, int64_t row, const float* o, float max, float sum) const {
-    const int64_t index = b * shape.T * shape.Q + rows.index(row, shape.Q);
+  void finish(const QueryRows& rows, int64_t first, int64_t row, const float* o, float max, float sum) const {
+    const int64_t index = first * shape.Q + rows.index(row, shape.Q);
     finish_row(y + index * shape.D, lse ? lse + index : nullptr, o, max, sum, score_scale(shape.D), shape.D);
   }
 };
 
 // A task sees all its keys.
 void run_whole(const Forward& forward, const Cpu& cpu) {
-  const auto& [B, T, Q, KV, D] = forward.shape;
-  const QueryTiling tiling(T, Q, KV);
-  const int64_t units = B * KV * tiling.chunks;
-  cpu.pool.run(units * tiling.tiles, 1, [&](int64_t index, int64_t, int worker) {
-    cpu.check_cancelled();
-    // Last tiles first: they see the most keys, and a long task at the end would leave the other threads idle.
-    const int64_t unit = index % units, tile = tiling.tiles - 1 - index / units, b = unit / (KV * tiling.chunks);
-    const QueryRows rows = tiling.rows(unit / tiling.chunks % KV, unit % tiling.chunks, tile);
+  const int64_t Q = forward.shape.Q, D = forward.shape.D;
+  run_query_tasks(forward.starts, forward.shape, cpu, [&](const Span& span, const QueryRows& rows, int worker) {
     const ForwardScratch x(cpu.pool.scratch<float>(worker));
     const int64_t end = forward.offset + rows.first_token + rows.tokens;
-    forward.task(rows, b, cpu.isa).run(x, forward.q + b * T * Q * D, Q, 0, end);
-    for (int64_t r = 0; r < rows.count(); ++r) forward.finish(rows, b, r, x.o + r * padded(D), x.max[r], x.sum[r]);
+    forward.task(rows, span.first, cpu.isa).run(x, forward.q + span.first * Q * D, Q, 0, end);
+    for (int64_t r = 0; r < rows.count(); ++r) {
+      forward.finish(rows, span.first, r, x.o + r * padded(D), x.max[r], x.sum[r]);
+    }
   });
 }
 
@@ -232,7 +230,7 @@ void attention_cpu(const AttentionForward& args, const Cpu& cpu) {
   if (B == 0 || T == 0) return;
   const void *k = args.k, *v = args.v;
   const KeyPages keys = {&k, &v, DType::kF32, B * T, D, KV * D, args.mask};
-  run_whole({args.y, args.lse, args.q, keys, args.shape, 0}, cpu);
+  run_whole({args.y, args.lse, args.q, keys, args.starts, args.shape, 0}, cpu);
 }
 
 void attention_cached_cpu(const AttentionCached& args, const Cpu& cpu) {
@@ -248,7 +246,7 @@ void attention_cached_cpu(const AttentionCached& args, const Cpu& cpu) {
   }
   if (args.T == 0) return;
   const KeyPages keys = {args.k_pages, args.v_pages, args.dtype, args.page_tokens, args.page_tokens * args.D, args.D};
-  const Forward forward = {args.y, nullptr, args.q, keys, shape, args.offset};
+  const Forward forward = {args.y, nullptr, args.q, keys, nullptr, shape, args.offset};
   const QueryTiling tiling(args.T, args.Q, args.KV);
   const Splits splits(args.offset + args.T, args.KV * tiling.chunks, Partial::floats(args.T * tiling.heads, args.D));
   if (tiling.tiles == 1 && splits.count > 1) {

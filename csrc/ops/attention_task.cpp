@@ -27,6 +27,16 @@ void check_attention_shape(const AttentionShape& shape) {
   }
 }
 
+void check_segments(const int32_t* starts, int64_t B, int64_t T) {
+  for (int64_t i = 0; starts && i < B * T; ++i) {
+    const int64_t t = i % T;
+    if (starts[i] == t || (t > 0 && starts[i] == starts[i - 1])) continue;
+    fail(Code::kInvalidArgument,
+         "Expected a token's own position or the start before it for starts[%lld] but received %d", (long long)i,
+         starts[i]);
+  }
+}
+
 void pack_queries(float* to, const float* x, const QueryRows& rows, int64_t Q, int64_t D) {
   const int64_t stride = padded(D);
   for (int64_t r = 0; r < rows.count(); ++r) {

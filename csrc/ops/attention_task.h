@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "ops/attention.h"
 #include "ops/attention_tiles.h"
@@ -73,6 +74,48 @@ struct QueryTiling {
     return {token, std::min(tokens, T - token), kv * group + head, std::min(heads, group - head), kv};
   }
 };
+
+// Tokens [first, first + tokens) of [B·T] that attend to each other and to nothing else: a sequence or a segment of
+// one.
+struct Span {
+  int64_t first, tokens;
+};
+
+// One tile of a span, counted from its first token.
+struct SpanTile {
+  Span span;
+  int64_t tile;
+};
+// The tiles of all spans that `starts` (or null) cuts B sequences of T tokens into, in ascending order of `tile`, so
+// that their work grows or shrinks along the list; tiles_of(tokens) is their number in a span.
+template <typename TilesOf>
+std::vector<SpanTile> span_tiles(const int32_t* starts, int64_t B, int64_t T, TilesOf&& tiles_of) {
+  std::vector<SpanTile> list;
+  for (int64_t first = 0; first < B * T;) {
+    int64_t end = first + 1;
+    while (end % T != 0 && (!starts || starts[end] != end % T)) ++end;
+    for (int64_t tile = 0; tile < tiles_of(end - first); ++tile) list.push_back({{first, end - first}, tile});
+    first = end;
+  }
+  std::stable_sort(list.begin(), list.end(), [](const SpanTile& a, const SpanTile& b) { return a.tile < b.tile; });
+  return list;
+}
+
+// use(span, rows, worker) for the rows of every span, as tasks of the pool. Last tiles first: they see the most keys,
+// and a long task at the end would leave the other threads idle.
+template <typename Use>
+void run_query_tasks(const int32_t* starts, const AttentionShape& shape, const Cpu& cpu, Use&& use) {
+  const auto& [B, T, Q, KV, D] = shape;
+  const auto tiling_of = [&](int64_t tokens) { return QueryTiling(tokens, Q, KV); };
+  const auto tiles = span_tiles(starts, B, T, [&](int64_t tokens) { return tiling_of(tokens).tiles; });
+  const int64_t chunks = tiling_of(T).chunks, units = KV * chunks, count = static_cast<int64_t>(tiles.size());
+  cpu.pool.run(units * count, 1, [&](int64_t index, int64_t, int worker) {
+    cpu.check_cancelled();
+    const auto& [span, tile] = tiles[static_cast<size_t>(count - 1 - index / units)];
+    const int64_t unit = index % units;
+    use(span, tiling_of(span.tokens).rows(unit / chunks, unit % chunks, tile), worker);
+  });
+}
 
 // Rows of x f32[T, Q, D] to packed rows.
 void pack_queries(float* to, const float* x, const QueryRows& rows, int64_t Q, int64_t D);

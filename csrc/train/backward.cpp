@@ -169,8 +169,18 @@ class Backward {
   void attention(LayerParameters& p, const Activation* x, const LayerActivations& a) {
     input(g_.datt, g_.dx, *p.o_proj, false);
     weight(*p.o_proj, g_.dx, a.att);
-    engine_.attention_backward(
-        {g_.dq, g_.dk, g_.dv, g_.datt, a.att, a.lse, a.q, a.k, a.v, pass_.mask, {tape_.B, tape_.T, c_.Q, c_.KV, c_.D}});
+    engine_.attention_backward({g_.dq,
+                                g_.dk,
+                                g_.dv,
+                                g_.datt,
+                                a.att,
+                                a.lse,
+                                a.q,
+                                a.k,
+                                a.v,
+                                pass_.mask,
+                                pass_.starts,
+                                {tape_.B, tape_.T, c_.Q, c_.KV, c_.D}});
     head_norm_backward(*p.q_norm, g_.dq, a.q_raw, a.q_inv_rms, g_.datt, c_.Q);
     head_norm_backward(*p.k_norm, g_.dk, a.k_raw, a.k_inv_rms, g_.datt, c_.KV);
     input(g_.dnorm, g_.dq, *p.q_proj, false);

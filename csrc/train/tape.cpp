@@ -25,9 +25,10 @@ std::vector<int32_t> align_labels(const Tape& tape, const int32_t* labels, bool 
       fail(Code::kInvalidArgument, "Expected labels in [0, %lld) or %d but received %d at position %lld", (long long)V,
            kIgnoreLabel, labels[i], (long long)i);
     }
+    const int64_t start = tape.starts.empty() ? 0 : tape.starts[static_cast<size_t>(i)];
     if (shifted) {
       targets[static_cast<size_t>(i)] = labels[i];
-    } else if (i % tape.T != 0) {
+    } else if (i % tape.T != start) {
       targets[static_cast<size_t>(i - 1)] = labels[i];
     }
   }
@@ -47,19 +48,22 @@ Tape::Tape(Engine& engine, Model& owner, const TapeArgs& args)
       arena(owner.device().ledger(), MemoryKind::kActivations,
             tape_bytes(owner.config(), args.B * args.T, args.recompute, activation_bytes)) {
   if (args.mask) mask.assign(args.mask, args.mask + N());
+  if (args.starts) starts.assign(args.starts, args.starts + N());
   buffers = take_tape(arena, owner.config(), N(), recompute, activation_bytes);
   device_ids = engine.upload(buffers.ids, ids.data(), N());
   device_mask = engine.upload(buffers.mask, args.mask ? mask.data() : nullptr, N());
+  device_starts = engine.upload(buffers.starts, args.starts ? starts.data() : nullptr, N());
 }
 
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu) {
   check_token_ids(model.config(), args.ids, args.B, args.T);
+  const auto positions = token_positions(args.starts, args.B, args.T, 0);
   require_tape_memory(model, args);
   const ModelConfig& c = model.config();
   const auto engine = make_engine(model.device(), cpu);
   auto tape = std::make_shared<Tape>(*engine, model, args);
   TapeBuffers& b = tape->buffers;
-  engine->rope_tables(b.cosines, b.sines, args.B, args.T, 0, c.D, c.rope_base);
+  engine->rope_tables(b.cosines, b.sines, positions, c.D, c.rope_base);
   engine->embedding(b.x[0], model.embedding(), tape->device_ids, tape->N());
   const LayerPass pass = tape->pass(*engine);
   for (int64_t i = 0; i < c.L; ++i) {

@@ -17,12 +17,13 @@ class Tape;
 struct TapeArgs {
   const int32_t* ids = nullptr;  // [B, T]
   int64_t B = 1, T = 0;
-  const uint8_t* mask = nullptr;  // u8[B, T] or null
+  const uint8_t* mask = nullptr;    // u8[B, T] or null
+  const int32_t* starts = nullptr;  // i32[B, T] or null: segments, see ops/attention.h
   Recompute recompute = Recompute::kAll;
   int64_t result_bytes = 0;  // what the caller will allocate beside the tape, for the plan of its memory
 };
 
-// Runs the layers and keeps what backward needs. The tape owns copies of ids and mask.
+// Runs the layers and keeps what backward needs. The tape owns copies of ids, mask and starts.
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu);
 
 // logits f32[B·T, V] into `logits` (caller's, on the device), for losses of the user's own.
@@ -35,7 +36,8 @@ struct LossValue {
   int64_t tokens = 0;  // labels that are not -100
 };
 // labels[b, t] is the target of position t BEFORE shifting, as Hugging Face takes them: position t predicts labels[t +
-// 1]. With `shifted`, labels are already aligned: position t predicts labels[t]. Keeps log-sum-exps for backward.
+// 1], and the last one of a segment nothing. With `shifted`, labels are already aligned: position t predicts labels[t].
+// Keeps log-sum-exps for backward.
 LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, const Cpu& cpu);
 
 // Gradients of scale · loss (after tape_cross_entropy) or of Σ dlogits · logits (dlogits f32[B·T, V] of the host) into

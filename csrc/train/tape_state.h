@@ -45,10 +45,10 @@ void take_cheap(AnyArena& arena, LayerActivations& a, const ModelConfig& c, int6
 
 // Kept from the forward pass to the backward pass.
 struct TapeBuffers {
-  std::vector<Activation*> x;  // L + 1 of [N, H]: each layer's input, then the input of the final norm
-  Activation* final_norm;      // [N, H]
-  float* final_inv_rms;        // [N]
-  int32_t *ids, *targets;      // [N]: copies for operations that do not read host memory
+  std::vector<Activation*> x;       // L + 1 of [N, H]: each layer's input, then the input of the final norm
+  Activation* final_norm;           // [N, H]
+  float* final_inv_rms;             // [N]
+  int32_t *ids, *targets, *starts;  // [N]: copies for operations that do not read host memory
   uint8_t* mask;
   float *cosines, *sines;                         // [N, D/2]
   float *lse, *label_sum, *label_logit, *weight;  // [N]: cross-entropy state; lse is the running maximum until finished
@@ -66,6 +66,7 @@ TapeBuffers take_tape(AnyArena& arena, const ModelConfig& c, int64_t N, Recomput
   b.sines = arena.template take<float>(N * (c.D / 2));
   b.ids = arena.template take<int32_t>(N);
   b.targets = arena.template take<int32_t>(N);
+  b.starts = arena.template take<int32_t>(N);
   b.mask = arena.template take<uint8_t>(N);
   for (float** p : {&b.lse, &b.label_sum, &b.label_logit, &b.weight}) *p = arena.template take<float>(N);
   const KeptParts kept = kept_parts(recompute);
@@ -118,7 +119,9 @@ class Tape {
  public:
   Tape(Engine& engine, Model& model, const TapeArgs& args);
 
-  LayerPass pass(Engine& engine) const { return {model, engine, B, T, device_mask, buffers.cosines, buffers.sines}; }
+  LayerPass pass(Engine& engine) const {
+    return {model, engine, B, T, device_mask, device_starts, buffers.cosines, buffers.sines};
+  }
   int64_t head_chunk() const { return head_chunk_rows(N(), model.config().V, activation_bytes); }
   int64_t N() const { return B * T; }
 
@@ -128,10 +131,12 @@ class Tape {
   int64_t activation_bytes;
   std::vector<int32_t> ids;
   std::vector<uint8_t> mask;
+  std::vector<int32_t> starts;
   std::vector<int32_t> targets;  // [N] aligned labels once the loss is taken
-  // Where operations read these three: the vectors above, or the copies in `buffers`.
+  // Where operations read these four: the vectors above, or the copies in `buffers`.
   const int32_t* device_ids = nullptr;
   const uint8_t* device_mask = nullptr;
+  const int32_t* device_starts = nullptr;
   const int32_t* device_targets = nullptr;
   int64_t target_count = 0;
   bool consumed = false;

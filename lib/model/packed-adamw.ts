@@ -24,7 +24,7 @@ import { awaitNative, callNative } from '../errors'
 import { native } from '../native'
 import { runNative } from '../native-call'
 import type { Parameter } from './parameter'
-import { checkIds, checkLabels, checkMask } from './token-batch'
+import { checkIds, checkLabels, checkMask, checkSegments } from './token-batch'
 
 const optionNames = [
   'lr',
@@ -126,9 +126,10 @@ export class PackedAdamW {
     const {
       labels,
       attentionMask,
+      segments,
       shifted = false,
       ids,
-    } = checkOptions(batch, 'batch', ['ids', 'labels', 'attentionMask', 'shifted'])
+    } = checkOptions(batch, 'batch', ['ids', 'labels', 'attentionMask', 'segments', 'shifted'])
     const given = checkOptions(options, 'options', ['lr', 'maxGradNorm', 'recompute', 'signal'])
     const tokens = checkIds(ids, this.#vocabSize)
     const args = this.#checkStep(given)
@@ -136,6 +137,7 @@ export class PackedAdamW {
       ...tokens,
       labels: checkLabels(labels, tokens, this.#vocabSize),
       mask: checkMask(attentionMask, tokens),
+      starts: checkSegments(segments, tokens),
       shifted: checkBoolean('shifted', shifted),
       recompute: checkOneOf('recompute', given.recompute ?? 'all', ['all', 'cheap', 'none']),
     }

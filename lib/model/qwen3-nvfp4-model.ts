@@ -32,7 +32,7 @@ import { estimateMemory, type MemoryUse, toNativeConfig } from './memory'
 import { checkOptimizerOptions, PackedAdamW } from './packed-adamw'
 import { Parameter } from './parameter'
 import { saveDat, type SaveDatOptions, type SaveDatResult } from './save-dat'
-import { checkIds, checkLabels, checkMask } from './token-batch'
+import { checkIds, checkLabels, checkMask, checkSegments } from './token-batch'
 
 const recomputes = ['all', 'cheap', 'none'] as const
 const logitsChoices = ['all', 'last', 'none'] as const
@@ -99,6 +99,7 @@ export class Qwen3Nvfp4Model {
       'logits',
       'hiddenStates',
       'attentionMask',
+      'segments',
       'gradient',
       'recompute',
       'reference',
@@ -107,19 +108,20 @@ export class Qwen3Nvfp4Model {
     const tokens = checkIds(ids, this.config.vocabSize)
     const gradient = checkBoolean('gradient', given.gradient ?? false)
     const mask = checkMask(given.attentionMask, tokens)
+    const starts = checkSegments(given.segments, tokens)
     const hiddenStates = checkBoolean('hiddenStates', given.hiddenStates ?? false)
     const signal = checkSignal(given.signal)
     const shape = { ...tokens, ...this.config }
     if (gradient) {
       checkOneOf('logits', given.logits ?? 'all', ['all'])
       const recompute = checkOneOf('recompute', given.recompute ?? 'all', recomputes)
-      const args = { ...tokens, mask, recompute, hiddenStates }
+      const args = { ...tokens, mask, starts, recompute, hiddenStates }
       const output = await runNative(signal, (cancel) => this.#native.record(args, cancel))
       return new DifferentiableForwardResult(output, shape, () => this.#gradients)
     }
     const logits = checkOneOf('logits', given.logits ?? 'last', logitsChoices)
     const reference = checkBoolean('reference', given.reference ?? false)
-    const args: NativeForwardArgs = { ...tokens, mask, logits, hiddenStates, reference }
+    const args: NativeForwardArgs = { ...tokens, mask, starts, logits, hiddenStates, reference }
     return new ForwardResult(await runNative(signal, (cancel) => this.#native.forward(args, cancel)), shape, logits)
   }
 
@@ -149,12 +151,13 @@ export class Qwen3Nvfp4Model {
 
   /** Mean cross-entropy of the labels; full logits are never stored. Its `backward` adds to the gradients. */
   async loss(ids: TokenIds, labels: TokenIds, options?: LossOptions): Promise<Loss> {
-    const given = checkOptions(options, 'options', ['shifted', 'recompute', 'attentionMask', 'signal'])
+    const given = checkOptions(options, 'options', ['shifted', 'recompute', 'attentionMask', 'segments', 'signal'])
     const tokens = checkIds(ids, this.config.vocabSize)
     const args = {
       ...tokens,
       labels: checkLabels(labels, tokens, this.config.vocabSize),
       mask: checkMask(given.attentionMask, tokens),
+      starts: checkSegments(given.segments, tokens),
       shifted: checkBoolean('shifted', given.shifted ?? false),
       recompute: checkOneOf('recompute', given.recompute ?? 'all', recomputes),
     }

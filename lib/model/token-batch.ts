@@ -51,15 +51,32 @@ export function checkLabels(labels: TokenIds, of: TokenBatch, vocabSize: number)
   return values
 }
 
+/** Integers of the same shape as the ids, as bytes or not; a flat list is [B * T] in row order. */
+function checkLike(name: string, letter: string, of: TokenBatch, value: unknown, min: number, max: number): Int32Array {
+  const { values, batch, tokens } = checkRows(name, value, min, max)
+  if (values.length !== of.ids.length || (batch > 1 && tokens !== of.tokens)) {
+    throw wrongShape(`${letter}[${of.batch}, ${of.tokens}]`, name, `${letter}[${batch}, ${tokens}]`)
+  }
+  return values
+}
+
 /** A mask of 0 and 1 of the same shape as the ids, or undefined for all 1. */
 export function checkMask(mask: ForwardOptions['attentionMask'], of: TokenBatch): Uint8Array | undefined {
   if (mask === undefined) return undefined
   const bytes = Object.prototype.toString.call(mask) === '[object Uint8Array]'
   if (!bytes && !Array.isArray(mask)) throw wrongType('a Uint8Array or nested arrays', 'attentionMask', mask)
-  const { values, batch, tokens } = checkRows('attentionMask', bytes ? Array.from(mask as Uint8Array) : mask, 0, 1)
-  // A flat mask is [B * T] in row order.
-  if (values.length !== of.ids.length || (batch > 1 && tokens !== of.tokens)) {
-    throw wrongShape(`u8[${of.batch}, ${of.tokens}]`, 'attentionMask', `u8[${batch}, ${tokens}]`)
+  const values = bytes ? Array.from(mask as Uint8Array) : mask
+  return Uint8Array.from(checkLike('attentionMask', 'u8', of, values, 0, 1))
+}
+
+/** Where the segment of each token begins in its sequence, or undefined for one segment a sequence. */
+export function checkSegments(segments: ForwardOptions['segments'], of: TokenBatch): Int32Array | undefined {
+  if (segments === undefined) return undefined
+  const values = checkLike('segments', 'i32', of, segments, -(2 ** 31), 2 ** 31 - 1)
+  const starts = new Int32Array(values.length)
+  for (let i = 0; i < values.length; i++) {
+    const t = i % of.tokens
+    starts[i] = t > 0 && values[i] === values[i - 1] ? starts[i - 1]! : t
   }
-  return Uint8Array.from(values)
+  return starts
 }

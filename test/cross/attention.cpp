@@ -29,9 +29,9 @@ std::vector<std::vector<float>> both_passes(const Shape& s, bool masked, const C
   const uint8_t* seen = masked ? mask.data() : nullptr;
   std::vector<float> y(queries), lse(s.B * s.T * s.Q), dq(queries), dk(keys), dv(keys);
   const AttentionShape shape = {s.B, s.T, s.Q, s.KV, s.D};
-  attention_cpu({y.data(), lse.data(), q.data(), k.data(), v.data(), seen, shape}, cpu);
+  attention_cpu({y.data(), lse.data(), q.data(), k.data(), v.data(), seen, nullptr, shape}, cpu);
   attention_backward_cpu(
-      {dq.data(), dk.data(), dv.data(), dy.data(), y.data(), lse.data(), q.data(), k.data(), v.data(), seen, shape},
+      {dq.data(), dk.data(), dv.data(), dy.data(), y.data(), lse.data(), q.data(), k.data(), v.data(), seen, nullptr, shape},
       cpu);
   return {y, lse, dq, dk, dv};
 }

@@ -1,5 +1,5 @@
 /** Needs a CUDA device: `npm run test:gpu`. */
-import { attentionInputs, pagesOf } from '../support/attention-ops'
+import { attentionInputs, type PackedDims, pagesOf, startsOf } from '../support/attention-ops'
 import type { AttentionDims } from '../support/attention-reference'
 import { fromBf16, toBf16 } from '../support/bf16'
 import { expectClose, expectSameBytes, ops, seededValues } from '../support/native-ops'
@@ -42,14 +42,14 @@ function inputsOf(shape: AttentionDims) {
 }
 type Inputs = ReturnType<typeof inputsOf>
 
-function forward({ q, k, v }: Inputs, mask: Uint8Array | null, shape: AttentionDims) {
+function forward({ q, k, v }: Inputs, mask: Uint8Array | null, shape: PackedDims) {
   const y = nan(q.length)
   const lse = new Float32Array(q.length / shape.D).fill(NaN)
   ops.attentionCuda!(y, lse, q, k, v, mask, shape)
   return { y, lse }
 }
 
-function backward(inputs: Inputs, mask: Uint8Array | null, shape: AttentionDims) {
+function backward(inputs: Inputs, mask: Uint8Array | null, shape: PackedDims) {
   const { y, lse } = forward(inputs, mask, shape)
   const { q, k, v, dy } = inputs
   const [dq, dk, dv] = [nan(q.length), nan(k.length), nan(v.length)]
@@ -58,7 +58,7 @@ function backward(inputs: Inputs, mask: Uint8Array | null, shape: AttentionDims)
 }
 
 /** The CPU op on the same values. The gradients start from its own y and lse. */
-function truth(inputs: Inputs, mask: Uint8Array | null, shape: AttentionDims) {
+function truth(inputs: Inputs, mask: Uint8Array | null, shape: PackedDims) {
   const [q, k, v, dy] = [inputs.q, inputs.k, inputs.v, inputs.dy].map(fromBf16) as [
     Float32Array,
     Float32Array,
@@ -73,7 +73,7 @@ function truth(inputs: Inputs, mask: Uint8Array | null, shape: AttentionDims) {
   return { y, lse, dq, dk, dv }
 }
 
-function expectTruth(inputs: Inputs, mask: Uint8Array | null, shape: AttentionDims) {
+function expectTruth(inputs: Inputs, mask: Uint8Array | null, shape: PackedDims) {
   const actual = backward(inputs, mask, shape)
   const expected = truth(inputs, mask, shape)
   for (const name of ['y', 'dq', 'dk', 'dv'] as const) expectBf16Close(actual[name], expected[name])
@@ -95,6 +95,28 @@ withCuda(`attention on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
       for (const visible of Object.values(MASKS)) expectTruth(inputsOf(shape), maskOf(shape, visible), shape)
     },
   )
+
+  // Within a tile of 16, 32 or 64, on their borders, over several of them, and one token each.
+  test.each([[5, 27, 32, 1, 64, 1], [130, 3, 200], [64, 64, 128], Array<number>(70).fill(1), [1, 300], [4300, 40]])(
+    'has those of the CPU in segments of %i, %i, ... tokens',
+    (...lengths) => {
+      const T = lengths.reduce((sum, length) => sum + length)
+      for (const D of T > 1000 ? [64] : [64, 128, 24]) {
+        const shape = { ...dims(T > 1000 ? 1 : 2, T, 4, 2, D) }
+        const packed = { ...shape, starts: startsOf(shape.B, lengths) }
+        const inputs = inputsOf(shape)
+        expectTruth(inputs, null, packed)
+        expectTruth(inputs, maskOf(shape, MASKS['holes']!), packed)
+        expectSameBytes(backward(inputs, null, packed), backward(inputs, null, packed))
+      }
+    },
+  )
+
+  test.each([64, 128, 24])('gives one segment a sequence the bytes of none, D %d', (D) => {
+    const shape = dims(2, 130, 4, 2, D)
+    const inputs = inputsOf(shape)
+    expectSameBytes(backward(inputs, null, { ...shape, starts: startsOf(2, [130]) }), backward(inputs, null, shape))
+  })
 
   test.each([64, 128, 24])('gives zeros, an lse of −∞ and zero gradients where every key is hidden, D %d', (D) => {
     const shape = dims(2, 70, 4, 2, D)

@@ -83,6 +83,18 @@ describeOnGpu('forward', () => {
       expectSimilar("logits 'last'", last, b.subarray(b.length - config.vocabSize), activationBounds)
     })
 
+    test('gives samples packed into one sequence what each has alone', async () => {
+      const samples = [tokensOf(70, 1), tokensOf(1, 2), tokensOf(33, 3), tokensOf(150, 4)]
+      const segments = samples.flatMap((sample, i) => sample.map(() => i))
+      const packed = await logitsOf(gpu, samples.flat(), { segments, logits: 'all' })
+      let first = 0
+      for (const sample of samples) {
+        const rows = packed.subarray(first * config.vocabSize, (first + sample.length) * config.vocabSize)
+        expectSimilar('logits', rows, await logitsOf(cpu, sample, { logits: 'all' }), activationBounds)
+        first += sample.length
+      }
+    })
+
     test('gives each sequence of a batch what it has alone, and hides what the mask hides', async () => {
       const ids = [tokensOf(33, 1), tokensOf(33, 5)]
       // The second sequence is padded in front, and once inside.

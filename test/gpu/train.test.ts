@@ -70,6 +70,20 @@ describeOnGpu('loss and backward', () => {
       await gpu.zeroGrad()
     })
 
+    test('are those of the CPU for samples packed into one sequence', async () => {
+      const segments = ids.map((row, b) => row.map((_, t) => Math.floor(t / (b === 0 ? 10 : 3))))
+      const losses = []
+      for (const model of [gpu, cpu]) {
+        const loss = await model.loss(ids, labels, { segments, attentionMask })
+        losses.push(loss)
+        await loss.backward()
+      }
+      expect(losses[0]!.tokens).toBe(losses[1]!.tokens)
+      expect(Math.abs(losses[0]!.value / losses[1]!.value - 1)).toBeLessThan(2e-3)
+      expectGradients(await gradientsOf(gpu), await gradientsOf(cpu))
+      for (const model of [gpu, cpu]) await model.zeroGrad()
+    })
+
     test('recompute changes no byte', async () => {
       const runs = []
       for (const recompute of ['all', 'cheap', 'none'] as const) {

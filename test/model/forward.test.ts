@@ -64,6 +64,54 @@ describe('forward', () => {
     expect(await logitsOf(padded)).not.toEqual(await logitsOf(other))
   })
 
+  describe('of samples packed into one sequence', () => {
+    const lengths = [9, 1, 70, 12]
+    const samples = lengths.map((length, i) => idsOf(length, 3 * i + 1))
+    const packed = samples.flat()
+    const segments = lengths.flatMap((length, i) => Array<number>(length).fill(i % 2 === 0 ? 5 : -1))
+    const V = tinyConfig.vocabSize
+
+    test('gives each the logits it has alone', async () => {
+      const other = [...idsOf(90, 40), ...packed.slice(90)]
+      const both = await logitsOf([packed, other], { segments: [segments, segments.map(() => 0)] })
+      const flat = await logitsOf([packed, other], {
+        segments: Int32Array.from([...segments, ...segments.map(() => 0)]),
+      })
+      expect(flat).toEqual(both)
+      let first = 0
+      for (const sample of samples) {
+        const rows = both.subarray(first * V, (first + sample.length) * V)
+        expectClose(rows, await logitsOf(sample), 1e-5, 1e-5)
+        first += sample.length
+      }
+      expectClose(both.subarray(first * V), await logitsOf(other), 1e-5, 1e-5)
+    })
+
+    test('gives each the very bytes it has alone where the products are the same', async () => {
+      // The reference multiplies token by token, so that only attention and positions could tell samples apart.
+      const whole = await logitsOf(packed, { segments, reference: true })
+      let first = 0
+      for (const sample of samples) {
+        expect(whole.subarray(first * V, (first + sample.length) * V)).toEqual(
+          await logitsOf(sample, { reference: true }),
+        )
+        first += sample.length
+      }
+    })
+
+    test('hides padding inside a segment too', async () => {
+      const attentionMask = segments.map((_, i) => (i === 12 || i === 85 ? 0 : 1))
+      const whole = await logitsOf(packed, { segments, attentionMask, reference: true })
+      let first = 0
+      for (const sample of samples) {
+        const own = attentionMask.slice(first, first + sample.length)
+        const alone = await logitsOf(sample, { attentionMask: own, reference: true })
+        expect(whole.subarray(first * V, (first + sample.length) * V)).toEqual(alone)
+        first += sample.length
+      }
+    })
+  })
+
   test('two runs, and any number of threads, give equal bytes', async () => {
     const first = await logitsOf(idsOf(33))
     expect(await logitsOf(idsOf(33))).toEqual(first)
@@ -105,6 +153,9 @@ describe('forward', () => {
     [{ hiddenStates: 1 }, 'Expected a boolean for hiddenStates but received 1'],
     [{ attentionMask: [1, 1] }, 'Expected u8[1, 3] for attentionMask but received u8[1, 2]'],
     [{ attentionMask: [1, 2, 1] }, 'Expected an integer from 0 to 1 for attentionMask[1] but received 2'],
+    [{ segments: [1, 1] }, 'Expected i32[1, 3] for segments but received i32[1, 2]'],
+    [{ segments: [1, 1.5, 2] }, 'for segments[1] but received 1.5'],
+    [{ segments: 'all' }, 'Expected an Int32Array or an array of integers for segments but received "all"'],
     [{ signal: {} }, 'Expected an AbortSignal for signal but received an object'],
     [{ gradient: true, logits: 'last' }, `Expected 'all' for logits but received "last"`],
     [[], 'Expected an object for options but received an array of 0'],

@@ -5,9 +5,10 @@ import {
   attentionInputs,
   pagesOf,
   rounded,
+  startsOf,
 } from '../support/attention-ops'
 import { attentionBackwardReference, attentionReference, type AttentionDims } from '../support/attention-reference'
-import { expectClose, ops, seededValues, type OpOptions } from '../support/native-ops'
+import { expectClose, expectSameBytes, ops, seededValues, type OpOptions } from '../support/native-ops'
 
 const levels = (['portable', 'avx2', 'avx512', 'neon'] as const).filter((isa) => {
   try {
@@ -80,6 +81,45 @@ describe.each(levels)('attention on %s', (isa) => {
       )
       for (const name of ['dq', 'dk', 'dv'] as const) expectClose(actual[name], expected[name], 1e-4, 5e-5)
     })
+  })
+
+  test.each([
+    { lengths: [1, 2, 4], Q: 4, KV: 2, D: 16 },
+    { lengths: [63, 1, 65, 71], Q: 8, KV: 2, D: 32 },
+    { lengths: [130, 64], Q: 3, KV: 3, D: 20 },
+    { lengths: [3, 40], Q: 130, KV: 1, D: 8 },
+  ])('gives segments of $lengths tokens the bytes they have alone, Q $Q KV $KV D $D', ({ lengths, Q, KV, D }) => {
+    const B = 2
+    const T = lengths.reduce((sum, length) => sum + length)
+    const shape = dims(B, T, Q, KV, D)
+    const inputs = attentionInputs(shape)
+    const dy = seededValues(inputs.q.length, 5)
+    for (const mask of [null, maskOf(B, T, (t, b) => (t * 7 + b) % 3 !== 0)]) {
+      const packed = { ...shape, starts: startsOf(B, lengths) }
+      const whole = {
+        ...attention(inputs, mask, packed, { isa }),
+        ...attentionBackward(dy, inputs, mask, packed, { isa }),
+      }
+      for (let b = 0, first = 0; b < B; b++) {
+        for (const length of lengths) {
+          const rows = (x: Float32Array, width: number) => x.slice(first * width, (first + length) * width)
+          const alone = dims(1, length, Q, KV, D)
+          const [q, k, v] = [rows(inputs.q, Q * D), rows(inputs.k, KV * D), rows(inputs.v, KV * D)]
+          const own = mask && mask.slice(first, first + length)
+          expectSameBytes(
+            { y: rows(whole.y, Q * D), lse: rows(whole.lse, Q), dq: rows(whole.dq, Q * D) },
+            {
+              ...attention({ q, k, v }, own, alone, { isa }),
+              dq: attentionBackward(rows(dy, Q * D), { q, k, v }, own, alone, { isa }).dq,
+            },
+          )
+          const { dk, dv } = attentionBackward(rows(dy, Q * D), { q, k, v }, own, alone, { isa })
+          expectSameBytes({ dk: rows(whole.dk, KV * D), dv: rows(whole.dv, KV * D) }, { dk, dv })
+          first += length
+        }
+      }
+      expectSameBytes(attention(inputs, mask, packed, { isa, threads: 3 }), { y: whole.y, lse: whole.lse })
+    }
   })
 
   test('equals the reference over a context of 3000 tokens', () => {
@@ -324,6 +364,15 @@ describe('attention refuses', () => {
 
   test('query heads that are no multiple of the key heads', () => {
     expect(call(dims(1, 1, 3, 2, 4))).toThrow('Expected query heads in multiples of key heads but received Q 3, KV 2')
+  })
+  test.each([
+    [[0, 0, 2, 1], 'starts[3] but received 1'],
+    [[1, 1, 1, 1], 'starts[0] but received 1'],
+    [[0, 0, 3, 3], 'starts[2] but received 3'],
+  ])('starts %j, which no segments have', (starts, message) => {
+    const inputs = { q: new Float32Array(16), k: new Float32Array(16), v: new Float32Array(16) }
+    const run = () => attention(inputs, null, { ...dims(1, 4, 1, 1, 4), starts: Int32Array.from(starts) })
+    expect(run).toThrow(`Expected a token's own position or the start before it for ${message}`)
   })
   test('a head dim past what its scratch holds', () => {
     expect(call(dims(1, 1, 1, 1, 513))).toThrow('Expected a head dim of 1 to 512 but received 513')

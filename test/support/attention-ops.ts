@@ -11,6 +11,16 @@ export interface AttentionInputs {
   v: Float32Array
 }
 
+/** Dims of an op on the CPU or CUDA; `starts` i32[B, T] is where the segment of each token begins. */
+export type PackedDims = AttentionDims & { starts?: Int32Array }
+
+/** Starts of B sequences that are each cut into segments of these lengths. */
+export function startsOf(B: number, lengths: readonly number[]): Int32Array {
+  let first = 0
+  const row = lengths.flatMap((length) => Array<number>(length).fill((first += length) - length))
+  return Int32Array.from(Array.from({ length: B }, () => row).flat())
+}
+
 /** Scores spread over several units, so that the softmax is neither flat nor one-hot. */
 export function attentionInputs({ B, T, Q, KV, D }: AttentionDims, seed = 1): AttentionInputs {
   return {
@@ -23,7 +33,7 @@ export function attentionInputs({ B, T, Q, KV, D }: AttentionDims, seed = 1): At
 export function attention(
   { q, k, v }: AttentionInputs,
   mask: Uint8Array | null,
-  dims: AttentionDims,
+  dims: PackedDims,
   options: OpOptions = {},
 ) {
   const y = new Float32Array(q.length).fill(NaN)
@@ -36,7 +46,7 @@ export function attentionBackward(
   dy: Float32Array,
   { q, k, v }: AttentionInputs,
   mask: Uint8Array | null,
-  dims: AttentionDims,
+  dims: PackedDims,
   options: OpOptions = {},
 ) {
   const { y, lse } = attention({ q, k, v }, mask, dims, options)

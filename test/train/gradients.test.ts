@@ -1,4 +1,5 @@
 import type { Qwen3Nvfp4Model } from 'qwen3-nvfp4'
+import { crossEntropyGradient } from '../support/cross-entropy-gradient'
 import { expectClose, idsOf, tinyConfig, tinyModel } from '../support/tiny-model'
 
 describe('loss and backward', () => {
@@ -54,6 +55,65 @@ describe('loss and backward', () => {
     const [plain, shifted] = [await model.loss(ids, labels), await model.loss(ids, next, { shifted: true })]
     expect([shifted.value, shifted.tokens]).toEqual([plain.value, plain.tokens])
     await Promise.all([plain.dispose(), shifted.dispose()])
+  })
+
+  describe('of samples packed into one sequence', () => {
+    const samples = [idsOf(9, 1), idsOf(4, 30), idsOf(17, 50)]
+    const packed = samples.flat()
+    const segments = samples.flatMap((sample, i) => sample.map(() => i))
+    const gradients = async () =>
+      new Map(await Promise.all([...model.parameters()].map(async (p) => [p.name, (await p.grad())!] as const)))
+    const close = (actual: Map<string, Float32Array>, expected: Map<string, Float32Array>) => {
+      for (const [name, values] of expected) expectClose(actual.get(name)!, values, 2e-6, 2e-5)
+    }
+
+    test.each(['all', 'cheap', 'none'] as const)('are the sums of each alone, recompute %s', async (recompute) => {
+      const counts = samples.map((sample) => sample.length - 1)
+      const total = counts.reduce((sum, count) => sum + count)
+      let mean = 0
+      for (const [i, sample] of samples.entries()) {
+        const loss = await model.loss(sample, sample)
+        expect(loss.tokens).toBe(counts[i])
+        mean += (loss.value * counts[i]!) / total
+        await loss.backward({ scale: counts[i]! / total })
+      }
+      const expected = await gradients()
+      await model.zeroGrad()
+      const loss = await model.loss(packed, packed, { segments, recompute })
+      expect(loss.tokens).toBe(total)
+      expectClose([loss.value], [mean], 0, 1e-6)
+      await loss.backward()
+      close(await gradients(), expected)
+      await model.zeroGrad()
+    })
+
+    test('are the same of labels that are shifted by hand, and of a loss of the caller', async () => {
+      await (await model.loss(packed, packed, { segments })).backward()
+      const expected = await gradients()
+      await model.zeroGrad()
+      const shifted = samples.flatMap((sample) => [...sample.slice(1), -100])
+      await (await model.loss(packed, shifted, { segments, shifted: true })).backward()
+      const byHand = await gradients()
+      await model.zeroGrad()
+      expect(byHand).toEqual(expected)
+      await using result = await model.forward(packed, { gradient: true, segments })
+      const logits = await result.logits.toFloat32Array()
+      await result.backward(crossEntropyGradient(logits, [[-100, ...shifted.slice(0, -1)]], 1, packed.length, 96))
+      close(await gradients(), expected)
+      await model.zeroGrad()
+    })
+
+    test('a fused step takes them too', async () => {
+      const [a, b] = await Promise.all([tinyModel({ weights: 'fp32' }), tinyModel({ weights: 'fp32' })])
+      const step = await a.createOptimizer({ lr: 1e-3 }).trainStep({ ids: packed, labels: packed, segments })
+      const optimizer = b.createOptimizer({ lr: 1e-3 })
+      const loss = await b.loss(packed, packed, { segments })
+      await loss.backward()
+      const { gradNorm } = await optimizer.step()
+      expect([step.loss, step.tokens]).toEqual([loss.value, loss.tokens])
+      expectClose([step.gradNorm], [gradNorm], 0, 1e-5)
+      await Promise.all([a.dispose(), b.dispose()])
+    })
   })
 
   test('a loss without counted labels is 0', async () => {

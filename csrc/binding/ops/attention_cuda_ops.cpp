@@ -1,6 +1,6 @@
 // Attention on device 0 from host arrays, bf16 as Uint16Array:
-//   attentionCuda(y, lse | null, q, k, v, mask | null, { B, T, Q, KV, D })
-//   attentionBackwardCuda(dq, dk, dv, dy, y, lse, q, k, v, mask | null, { B, T, Q, KV, D })
+//   attentionCuda(y, lse | null, q, k, v, mask | null, { B, T, Q, KV, D, starts? })
+//   attentionBackwardCuda(dq, dk, dv, dy, y, lse, q, k, v, mask | null, { B, T, Q, KV, D, starts? })
 //   attentionDecodeCuda(y, q, kPages, vPages, { T, Q, KV, D, offset, pageTokens, position? })   position: read on the
 //   device
 //   attentionPagedCuda(y, q, kPages, vPages, { T, Q, KV, D, offset, pageTokens })
@@ -8,7 +8,7 @@
 //   qkNormRopeCacheCuda(q, qInvRms | null, kInvRms | null, kPages, vPages, qRaw, kRaw, v, qW, kW, cosines, sines,
 //                       { T, Q, KV, D, offset, pageTokens, position?, eps })
 // and for benchmarks, on random data, as microseconds per launch:
-//   attentionCudaTime({ B, T, Q, KV, D }, iterations) → { forward, backward }
+//   attentionCudaTime({ B, T, Q, KV, D, starts? }, iterations) → { forward, backward }
 //   attentionDecodeCudaTime({ T, Q, KV, D, offset, pageTokens }, iterations) → number
 //   attentionPagedCudaTime({ T, Q, KV, D, offset, pageTokens }, iterations) → number
 //   kvCacheWriteCudaTime and qkNormRopeCacheCudaTime({ T, Q, KV, D, offset, pageTokens }, iterations) → number
@@ -61,7 +61,10 @@ void run_forward(const Napi::CallbackInfo& info) {
   const DeviceArray<uint16_t> y(info[0]), q(info[2]), k(info[3]), v(info[4]);
   const DeviceArray<float> lse(info[1]);
   const DeviceArray<uint8_t> mask(info[5]);
-  attention_cuda({y.get(), lse.get(), q.get(), k.get(), v.get(), mask.get(), attention_shape(info[6])}, nullptr);
+  const DeviceArray<int32_t> starts(info[6].As<Napi::Object>().Get("starts"));
+  attention_starts(info[6]);
+  attention_cuda({y.get(), lse.get(), q.get(), k.get(), v.get(), mask.get(), starts.get(), attention_shape(info[6])},
+                 nullptr);
   y.download();
   lse.download();
 }
@@ -71,6 +74,8 @@ void run_backward(const Napi::CallbackInfo& info) {
   const DeviceArray<float> lse(info[5]);
   const DeviceArray<uint16_t> q(info[6]), k(info[7]), v(info[8]);
   const DeviceArray<uint8_t> mask(info[9]);
+  const DeviceArray<int32_t> starts(info[10].As<Napi::Object>().Get("starts"));
+  attention_starts(info[10]);
   const AttentionShape shape = attention_shape(info[10]);
   const CudaBuffer scratch(attention_backward_scratch_bytes(shape));
   AttentionBackwardCuda args = {};
@@ -84,6 +89,7 @@ void run_backward(const Napi::CallbackInfo& info) {
   args.k = k.get();
   args.v = v.get();
   args.mask = mask.get();
+  args.starts = starts.get();
   args.scratch = scratch.as<float>();
   args.shape = shape;
   attention_backward_cuda(args, nullptr);
@@ -169,6 +175,8 @@ struct TimedTensors {
 };
 
 Napi::Value time_attention(const Napi::CallbackInfo& info) {
+  const DeviceArray<int32_t> starts(info[0].As<Napi::Object>().Get("starts"));
+  attention_starts(info[0]);
   const AttentionShape shape = attention_shape(info[0]);
   const int64_t iterations = integer(info[1]);
   const int64_t queries = shape.B * shape.T * shape.Q * shape.D, keys = shape.B * shape.T * shape.KV * shape.D;
@@ -183,7 +191,7 @@ Napi::Value time_attention(const Napi::CallbackInfo& info) {
   const auto forward = [&](int64_t i) {
     const TimedTensors& x = tensors[i % sets];
     attention_cuda({x.y.as<uint16_t>(), x.lse.as<float>(), x.q.as<uint16_t>(), x.k.as<uint16_t>(), x.v.as<uint16_t>(),
-                    nullptr, shape},
+                    nullptr, starts.get(), shape},
                    nullptr);
   };
   const auto backward = [&](int64_t i) {
@@ -198,6 +206,7 @@ Napi::Value time_attention(const Napi::CallbackInfo& info) {
     args.q = x.q.as<uint16_t>();
     args.k = x.k.as<uint16_t>();
     args.v = x.v.as<uint16_t>();
+    args.starts = starts.get();
     args.scratch = scratch.as<float>();
     args.shape = shape;
     attention_backward_cuda(args, nullptr);

@@ -8,7 +8,7 @@ namespace qn {
 
 namespace {
 
-// attention(y, lse, q, k, v, mask, { B, T, Q, KV, D }, options)
+// attention(y, lse, q, k, v, mask, { B, T, Q, KV, D, starts? }, options)
 Napi::Value js_attention(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     AttentionForward args = {};
@@ -18,13 +18,14 @@ Napi::Value js_attention(const Napi::CallbackInfo& info) {
     args.k = array_data<float>(info[3]);
     args.v = array_data<float>(info[4]);
     args.mask = array_data<uint8_t>(info[5]);
+    args.starts = attention_starts(info[6]);
     args.shape = attention_shape(info[6]);
     attention_cpu(args, ops_cpu(info));
     return info.Env().Undefined();
   });
 }
 
-// attentionBackward(dq, dk, dv, dy, y, lse, q, k, v, mask, { B, T, Q, KV, D }, options)
+// attentionBackward(dq, dk, dv, dy, y, lse, q, k, v, mask, { B, T, Q, KV, D, starts? }, options)
 Napi::Value js_attention_backward(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     AttentionBackward args = {};
@@ -38,6 +39,7 @@ Napi::Value js_attention_backward(const Napi::CallbackInfo& info) {
     args.k = array_data<float>(info[7]);
     args.v = array_data<float>(info[8]);
     args.mask = array_data<uint8_t>(info[9]);
+    args.starts = attention_starts(info[10]);
     args.shape = attention_shape(info[10]);
     attention_backward_cpu(args, ops_cpu(info));
     return info.Env().Undefined();
