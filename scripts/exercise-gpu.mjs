@@ -1,6 +1,8 @@
 /**
  * Runs every kernel of the model once on small shapes, for a checker that watches the GPU's memory:
  * `npm run test:gpu:sanitize` runs it under each tool of NVIDIA's compute-sanitizer.
+ *
+ *   node scripts/exercise-gpu.mjs [nvfp4] [dense] [masters]     which parts; all when none is named
  */
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -54,24 +56,39 @@ async function train(model, options) {
   await optimizer.dispose()
 }
 
-const folder = mkdtempSync(join(tmpdir(), 'qwen3-nvfp4-'))
-try {
-  for (const [i, config] of [tied, untied].entries()) {
-    const weights = i === 0 ? 'nvfp4' : 'bf16'
+/** A model whose matrices are stored as `weights`, run and trained with every kind of state, and saved. */
+async function exerciseStates(config, weights) {
+  const folder = mkdtempSync(join(tmpdir(), 'qwen3-nvfp4-'))
+  try {
     const model = await Qwen3Nvfp4Model.initialize(config, { device, seed: 1, stddev: 0.06, weights })
     await infer(model)
     for (const state of ['nvfp4', 'int8', 'bf16', 'fp32'])
       await train(model, { state, gradients: state === 'int8' ? 'bf16' : state === 'nvfp4' ? 'nvfp4' : 'fp32' })
-    await model.saveDat(join(folder, `${i}.dat`))
+    await model.saveDat(join(folder, 'model.dat'))
     await model.dispose()
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
   }
+}
+
+/** What may stand behind NVFP4 weights. */
+async function exerciseMasters() {
   for (const weights of ['nvfp4+residual', 'bf16', 'fp32']) {
     const model = await Qwen3Nvfp4Model.initialize(tied, { device, seed: 1, stddev: 0.06 })
     await train(model, { weights })
     await infer(model)
     await model.dispose()
   }
-  console.log('every kernel ran')
-} finally {
-  rmSync(folder, { recursive: true, force: true })
 }
+
+const parts = {
+  nvfp4: () => exerciseStates(tied, 'nvfp4'),
+  dense: () => exerciseStates(untied, 'bf16'),
+  masters: exerciseMasters,
+}
+const names = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(parts)
+for (const name of names) {
+  if (!Object.hasOwn(parts, name)) throw new RangeError(`Expected one of ${Object.keys(parts)} but received ${name}`)
+  await parts[name]()
+}
+console.log(`every kernel ran: ${names.join(', ')}`)

@@ -1,8 +1,14 @@
 #include "core/cublaslt.h"
 
 #include <algorithm>
+#include <cstdlib>
+
+#ifdef QN_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 #include "core/cublaslt_api.h"
+#include "core/cuda_check.h"
 #include "core/status.h"
 
 namespace qn {
@@ -51,6 +57,25 @@ int64_t alignment(const void* pointer) {
 struct Alignments {
   int64_t a, b, c;
 };
+
+// compute-sanitizer's initcheck does not see what cuBLASLt's Hopper kernels store in bulk and reports every read of it.
+// With QN_CLEAR_PRODUCTS, which scripts/sanitize-gpu.sh sets, a product clears its result and workspace first, so that
+// what is still reported is a mistake.
+bool clear_products() {
+  static const bool asked = std::getenv("QN_CLEAR_PRODUCTS") != nullptr;
+  return asked;
+}
+
+void clear([[maybe_unused]] const GemmBf16& gemm, [[maybe_unused]] CublasWorkspace workspace,
+           [[maybe_unused]] CudaStream stream) {
+#ifdef QN_WITH_CUDA
+  const size_t element = gemm.c_f32 ? 4 : 2;
+  const auto on = static_cast<cudaStream_t>(stream);
+  QN_CUDA_CHECK(cudaMemset2DAsync(gemm.c, static_cast<size_t>(gemm.c_stride) * element, 0,
+                                  static_cast<size_t>(gemm.N) * element, static_cast<size_t>(gemm.M), on));
+  QN_CUDA_CHECK(cudaMemsetAsync(workspace.data, 0, static_cast<size_t>(workspace.bytes), on));
+#endif
+}
 
 }  // namespace
 
@@ -133,6 +158,7 @@ const CublasLt::Plan& CublasLt::plan_bf16(const GemmBf16& gemm, int64_t workspac
 void CublasLt::gemm_bf16(const GemmBf16& gemm, CublasWorkspace workspace, CudaStream stream) {
   if (gemm.M * gemm.N * gemm.K == 0) return;
   const Plan& plan = plan_bf16(gemm, workspace.bytes);
+  if (clear_products() && !gemm.add) clear(gemm, workspace, stream);
   const float beta = gemm.add ? 1.0f : 0.0f;
   QN_LT_CHECK(api().Matmul(handle_, plan.desc.get(), &gemm.alpha, gemm.b, plan.a.get(), gemm.a, plan.b.get(), &beta,
                            gemm.c, plan.c.get(), gemm.c, plan.c.get(), &plan.algorithm, workspace.data,
