@@ -62,6 +62,15 @@ export const errorCodes = {
   // lib/train
   MEMORY_LIMIT: 'A MemoryGuard saw a limit passed; the message has the bytes in use and the limit.',
   MEMORY_UNOBSERVABLE: 'Memory that has a limit cannot be read here; the message has the reason.',
+  TRAINING_DATA_CHANGED: 'A file of training data is not the one that was opened; the message says what differs.',
+  TRAINING_DATA_EMPTY: 'A set of training data holds no sample.',
+  TRAINING_DATA_INVALID:
+    'A line of training data is not what its format asks for; the message has file, line and text.',
+  TRAINING_ID_OUT_OF_RANGE: 'A sample has an id or label that is not in the vocabulary.',
+  TRAINING_NO_LABELS: 'A sample has no label that counts: all are -100, or only the first one is not.',
+  TRAINING_SAMPLE_TOO_LONG: 'A sample has more tokens than maxTokens, or more than truncation may cut.',
+  TRAINING_TEMPLATE_REWRITES:
+    'The chat template renders an answered conversation otherwise than the prompt that is served, so an answer has no place to be learned at.',
   // lib/chat
   CHAT_TEMPLATE_FAILED: 'The chat template cannot be parsed, or failed on these messages.',
   CHAT_TEMPLATE_MISSING: 'The tokenizer has no chat template.',
@@ -82,6 +91,8 @@ export interface ErrorDetails {
   key?: string
   /** Where in the file, in bytes from its start. */
   offset?: number
+  /** The line of a text file, from 1. */
+  line?: number
 }
 
 const brand = Symbol.for('qwen3-nvfp4.error')
@@ -96,6 +107,7 @@ export class Qwen3Nvfp4Error extends Error {
   readonly file?: string
   readonly key?: string
   readonly offset?: number
+  readonly line?: number
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, 'cause' in details ? { cause: details.cause } : undefined)
@@ -103,6 +115,7 @@ export class Qwen3Nvfp4Error extends Error {
     if (details.file !== undefined) this.file = details.file
     if (details.key !== undefined) this.key = details.key
     if (details.offset !== undefined) this.offset = details.offset
+    if (details.line !== undefined) this.line = details.line
     Object.defineProperty(this, brand, { value: true })
   }
 

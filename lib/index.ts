@@ -64,6 +64,10 @@ export { selectTrainable } from './train/trainable'
 export type { TrainableSelection } from './train/trainable'
 export type * from './train/trainer-events'
 export type { TrainerOptions } from './train/trainer-options'
+export { answerSample } from './train/answer-sample'
+export { TrainingData } from './train/training-data'
+export type { DataPaths } from './train/training-data'
+export type { SampleStream } from './train/own-samples'
 
 export { dequantizeNvfp4, fromBlockedScales, quantizeNvfp4, toBlockedScales } from './ops/quantize'
 

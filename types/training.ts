@@ -27,7 +27,7 @@ export interface DataCursor {
 /** A batch that is ready to train on. */
 export interface PreparedBatch {
   /** Rows of equal length, padded on the right; with `segments` when samples are packed. */
-  batch: TrainBatch & { ids: Int32Array[]; labels: Int32Array[] }
+  batch: TrainBatch & { ids: Int32Array[]; labels: Int32Array[]; segments?: Int32Array }
   /** What was consumed once this batch is: where to go on after it. */
   cursor: DataCursor
   /** Samples in the batch. */
@@ -46,6 +46,7 @@ export interface TrainingTokenizer {
   readonly padTokenId?: number
   readonly chatTemplate?: { readonly source: string }
   encode(text: string): Int32Array
+  decode(ids: ArrayLike<number>): string
   idOf(token: string): number | undefined
   renderChatTemplate(messages: readonly ChatMessage[], options?: ChatTemplateOptions): string
 }

@@ -1,0 +1,104 @@
+/** What a set of training data is made of, whatever it is read from. */
+import { createHash } from 'node:crypto'
+import type { TrainingSample, TrainingTokenizer } from '../../types/training'
+import { Qwen3Nvfp4Error, type ErrorCode } from '../errors'
+import type { Pacer } from './pacer'
+import { Permutation } from './permutation'
+
+export type MaybePromise<T> = T | Promise<T>
+
+/** Where a sample comes from, for the message of an error. */
+export interface Origin {
+  /** In words: a file and line, or the number of a sample. */
+  where: string
+  file?: string
+  line?: number
+  /** Its text, shortened, where it has one. */
+  content?: string
+}
+
+export interface LocatedSample extends TrainingSample {
+  origin(): MaybePromise<Origin>
+}
+
+/** What decides samples and their order, beside the contents. */
+export interface RunSettings {
+  maxTokens: number
+  /** Undefined: shuffled where that is possible. */
+  shuffle: boolean | undefined
+  seed: bigint
+  pacer: Pacer
+}
+
+/** One pass over a set, epoch after epoch. */
+export interface SampleRun {
+  /** The sample at a place of an epoch's order, undefined behind its last one. */
+  at(epoch: number, place: number): MaybePromise<LocatedSample | undefined>
+  /** Samples in an epoch. */
+  count(): MaybePromise<number>
+  close(): MaybePromise<void>
+}
+
+export interface SampleSource {
+  readonly fingerprint: string
+  readonly sampleCount: number | undefined
+  /** Whether it can only be read from its beginning on. */
+  readonly isStream: boolean
+  open(settings: RunSettings): MaybePromise<SampleRun>
+}
+
+/** Samples that can be read in any order. */
+export interface IndexedSamples {
+  count(): MaybePromise<number>
+  read(index: number): MaybePromise<LocatedSample | undefined>
+  close?(): MaybePromise<void>
+}
+
+/** Indexed samples in their own order or in a random one. */
+export class IndexedRun implements SampleRun {
+  readonly #samples: IndexedSamples
+  readonly #seed: bigint | undefined
+  #order: { epoch: number; count: number; permutation: Permutation } | undefined
+
+  constructor(samples: IndexedSamples, { shuffle = true, seed }: RunSettings) {
+    this.#samples = samples
+    this.#seed = shuffle ? seed : undefined
+  }
+
+  async at(epoch: number, place: number): Promise<LocatedSample | undefined> {
+    if (this.#seed === undefined) return this.#samples.read(place)
+    if (this.#order?.epoch !== epoch) {
+      const count = await this.#samples.count()
+      this.#order = { epoch, count, permutation: new Permutation(count, this.#seed, epoch) }
+    }
+    const { count, permutation } = this.#order
+    return place < count ? this.#samples.read(permutation.at(place)) : undefined
+  }
+
+  count(): MaybePromise<number> {
+    return this.#samples.count()
+  }
+
+  close(): MaybePromise<void> {
+    return this.#samples.close?.()
+  }
+}
+
+export async function sampleError(code: ErrorCode, what: string, sample: LocatedSample): Promise<Qwen3Nvfp4Error> {
+  const { where, content, ...place } = await sample.origin()
+  return new Qwen3Nvfp4Error(code, `${where}: ${what}${content === undefined ? '' : `: ${content}`}`, place)
+}
+
+export const hashOf = (value: unknown): string => createHash('sha256').update(JSON.stringify(value)).digest('hex')
+
+/** Words, signs and scripts that tokenizers cut differently. */
+const probe =
+  "The quick brown fox's 12345 jumps…\n\n\tif (x != 0) { return }  你是誰？我是 F# 之神 👋 Привет señor naïve"
+
+/** What of a tokenizer decides the ids of a text. */
+export const tokenizerPrint = (tokenizer: TrainingTokenizer): unknown => ({
+  vocabSize: tokenizer.vocabSize,
+  stopTokenIds: tokenizer.stopTokenIds,
+  template: tokenizer.chatTemplate?.source,
+  probe: [...tokenizer.encode(probe)],
+})
