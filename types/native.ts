@@ -392,6 +392,8 @@ export interface NativeMemoryPlan {
   weights: Storage
   optimizerWeights: OptimizerWeights
   moments: Moments
+  /** Names of parameters that do not train. */
+  frozen: string[]
   /** '' when trainStep consumes gradients at once. */
   gradients: GradientStorage | ''
   recompute: Recompute

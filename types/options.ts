@@ -155,7 +155,10 @@ export interface OptimizerOptions {
   seed?: number | bigint
   /** With 'nvfp4+residual': whether the forward pass uses the residual too. Default: true. */
   residualInForward?: boolean
-  /** Which parameters train. Default: all. */
+  /**
+   * Which parameters train. Steps and backward passes compute, and keep activations, no further down than their lowest
+   * layer. Default: all.
+   */
   trainable?: (name: string) => boolean
 }
 
@@ -280,6 +283,8 @@ export interface MemoryOptions {
   optimizerWeights?: OptimizerOptions['weights']
   /** As in OptimizerOptions. Default: 'nvfp4'. */
   moments?: OptimizerOptions['moments']
+  /** As in OptimizerOptions: nothing is kept for, and below, what does not train. Default: all. */
+  trainable?: OptimizerOptions['trainable']
   /** Stored gradients, when backward() and step() are used. Default: 'fp32'. */
   gradients?: GradientStorage
   /** Whether trainStep is used, which stores no gradients. Default: true. */

@@ -21,6 +21,8 @@ Napi::Value JsEstimateMemory(const Napi::CallbackInfo& info) {
     args.optimizer.weights = weight_mode_of(string_of(js.Get("optimizerWeights")));
     args.optimizer.moments = moment_format_of(string_of(js.Get("moments")));
     args.optimizer.step_chunk_rows = int_of(js.Get("stepChunkRows"));
+    const auto frozen = js.Get("frozen").As<Napi::Array>();
+    for (uint32_t i = 0; i < frozen.Length(); ++i) args.frozen.push_back(string_of(frozen.Get(i)));
     const std::string gradients = string_of(js.Get("gradients"));
     args.keep_gradients = !gradients.empty();
     if (args.keep_gradients) args.gradients = gradient_format_of(gradients);

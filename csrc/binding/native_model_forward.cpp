@@ -151,6 +151,7 @@ Napi::Value NativeModel::JsRecord(const Napi::CallbackInfo& info) {
           const ModelConfig& c = state->model.config();
           const int64_t N = batch.B * batch.T;
           TapeArgs args = batch.tape_args();
+          args.every_input = hidden_states;
           args.result_bytes = N * c.V * 4 + (hidden_states ? (c.L + 1) * N * c.H * 4 : 0);
           Recorded out{record_forward(state->model, args, cpu), {}};
           if (hidden_states) {

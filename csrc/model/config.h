@@ -32,5 +32,6 @@ struct ParameterSpec {
 // embed_tokens; per layer input_layernorm, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj, post_attention_layernorm,
 // gate_proj, up_proj, down_proj; norm; lm_head unless tied.
 std::vector<ParameterSpec> parameter_specs(const ModelConfig& config);
+constexpr int64_t kLayerParameters = 11;
 
 }  // namespace qn

@@ -1,6 +1,7 @@
 // The backward pass, layer by layer from the last. A weight reaches the sink after its value was last used, so a sink
 // may change it at once (fused update).
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 
 #include "model/host_activations.h"
@@ -23,15 +24,16 @@ class Backward {
         pass_(tape.pass(engine)),
         sink_(sink),
         engine_(engine),
+        lowest_(lowest_trained_layer(model_.parameters(), c_)),
         arena_(tape.model.device().ledger(), MemoryKind::kActivations, plan_bytes()),
-        g_(take_backward(arena_, c_, tape.N(), engine.activation_bytes())) {
+        g_(take_backward(arena_, c_, tape.N(), lowest_, engine.activation_bytes())) {
     if (dlogits) dlogits_.emplace(engine, dlogits, N() * c_.V);
   }
 
   void run(float scale) {
     weigh_tokens(scale);
     head();
-    for (int64_t i = c_.L - 1; i >= 0; --i) layer(i);
+    for (int64_t i = c_.L - 1; i >= lowest_; --i) layer(i);
     embedding();
   }
 
@@ -40,7 +42,7 @@ class Backward {
 
   int64_t plan_bytes() const {
     ArenaPlan plan;
-    take_backward(plan, c_, tape_.N(), tape_.activation_bytes);
+    take_backward(plan, c_, tape_.N(), lowest_, tape_.activation_bytes);
     return plan.bytes();
   }
 
@@ -84,6 +86,20 @@ class Backward {
 
   // dx = gradient at the output of the last layer.
   void head() {
+    const bool through = lowest_ < c_.L || model_.final_norm().trainable;
+    if (through) final_gradient();
+    if (!c_.tied && model_.head().trainable) {
+      sink_.matrix(model_.head(), [this](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
+        head_weight_rows(row, count, dw, accumulate);
+      });
+    }
+    if (!through) return;
+    engine_.device().zero(g_.dx, N() * c_.H * engine_.activation_bytes());
+    norm_backward(model_.final_norm(), g_.dx, g_.dnorm, tape_.buffers.x.back(), tape_.buffers.final_inv_rms);
+  }
+
+  // dnorm = gradient of the final hidden states.
+  void final_gradient() {
     const int64_t chunk = tape_.head_chunk();
     const WeightView w = model_.head().view();
     if (dlogits_) {
@@ -97,13 +113,6 @@ class Backward {
       }
     }
     check_finite(engine_.all_finite(g_.dnorm, N() * c_.H), "the final hidden states");
-    if (!c_.tied && model_.head().trainable) {
-      sink_.matrix(model_.head(), [this](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
-        head_weight_rows(row, count, dw, accumulate);
-      });
-    }
-    engine_.device().zero(g_.dx, N() * c_.H * engine_.activation_bytes());
-    norm_backward(model_.final_norm(), g_.dx, g_.dnorm, tape_.buffers.x.back(), tape_.buffers.final_inv_rms);
   }
 
   // A place for a norm's gradient, zeroed, or null when it is not trained.
@@ -149,47 +158,51 @@ class Backward {
     const Activation* x = tape_.buffers.x[static_cast<size_t>(i)];
     const LayerActivations& a = tape_.buffers.layers[static_cast<size_t>(i)];
     recompute(i, x, a);
-    mlp(model_.layer(i), a);
-    attention(model_.layer(i), x, a);
+    LayerParameters& p = model_.layer(i);
+    const bool below = i > lowest_ || model_.embedding().trainable;
+    const bool attends = below || trains({p.input_norm, p.q_proj, p.k_proj, p.v_proj, p.q_norm, p.k_norm, p.o_proj});
+    mlp(p, a, attends);
+    if (attends) attention(p, x, a, below);
   }
 
-  // x_out = x_mid + down(swiglu(norm(x_mid))): dx becomes the gradient of x_mid.
-  void mlp(LayerParameters& p, const LayerActivations& a) {
+  static bool trains(std::initializer_list<const Parameter*> parameters) {
+    return std::any_of(parameters.begin(), parameters.end(), [](const Parameter* p) { return p->trainable; });
+  }
+
+  // x_out = x_mid + down(swiglu(norm(x_mid))): dx becomes the gradient of x_mid where `further` asks for it.
+  void mlp(LayerParameters& p, const LayerActivations& a, bool further) {
+    const bool through = further || p.post_norm->trainable;
     input(g_.dact, g_.dx, *p.down_proj, false);
     weight(*p.down_proj, g_.dx, a.act);
     engine_.swiglu_backward(a.gate, a.up, g_.dact, a.gate, a.up, N() * c_.F);  // gate, up now hold dgate, dup
-    input(g_.dnorm, a.gate, *p.gate_proj, false);
-    input(g_.dnorm, a.up, *p.up_proj, true);
+    if (through) {
+      input(g_.dnorm, a.gate, *p.gate_proj, false);
+      input(g_.dnorm, a.up, *p.up_proj, true);
+    }
     weight(*p.gate_proj, a.gate, a.mid_norm);
     weight(*p.up_proj, a.up, a.mid_norm);
-    norm_backward(*p.post_norm, g_.dx, g_.dnorm, a.x_mid, a.mid_inv_rms);
+    if (through) norm_backward(*p.post_norm, g_.dx, g_.dnorm, a.x_mid, a.mid_inv_rms);
   }
 
-  // x_mid = x + o(attention(q, k, v)): dx becomes the gradient of x.
-  void attention(LayerParameters& p, const Activation* x, const LayerActivations& a) {
+  // x_mid = x + o(attention(q, k, v)): dx becomes the gradient of x where `further` asks for it.
+  void attention(LayerParameters& p, const Activation* x, const LayerActivations& a, bool further) {
+    const bool through = further || p.input_norm->trainable;
+    const AttentionShape shape = {tape_.B, tape_.T, c_.Q, c_.KV, c_.D};
     input(g_.datt, g_.dx, *p.o_proj, false);
     weight(*p.o_proj, g_.dx, a.att);
-    engine_.attention_backward({g_.dq,
-                                g_.dk,
-                                g_.dv,
-                                g_.datt,
-                                a.att,
-                                a.lse,
-                                a.q,
-                                a.k,
-                                a.v,
-                                pass_.mask,
-                                pass_.starts,
-                                {tape_.B, tape_.T, c_.Q, c_.KV, c_.D}});
+    engine_.attention_backward(
+        {g_.dq, g_.dk, g_.dv, g_.datt, a.att, a.lse, a.q, a.k, a.v, pass_.mask, pass_.starts, shape});
     head_norm_backward(*p.q_norm, g_.dq, a.q_raw, a.q_inv_rms, g_.datt, c_.Q);
     head_norm_backward(*p.k_norm, g_.dk, a.k_raw, a.k_inv_rms, g_.datt, c_.KV);
-    input(g_.dnorm, g_.dq, *p.q_proj, false);
-    input(g_.dnorm, g_.dk, *p.k_proj, true);
-    input(g_.dnorm, g_.dv, *p.v_proj, true);
+    if (through) {
+      input(g_.dnorm, g_.dq, *p.q_proj, false);
+      input(g_.dnorm, g_.dk, *p.k_proj, true);
+      input(g_.dnorm, g_.dv, *p.v_proj, true);
+    }
     weight(*p.q_proj, g_.dq, a.x_norm);
     weight(*p.k_proj, g_.dk, a.x_norm);
     weight(*p.v_proj, g_.dv, a.x_norm);
-    norm_backward(*p.input_norm, g_.dx, g_.dnorm, x, a.x_inv_rms);
+    if (through) norm_backward(*p.input_norm, g_.dx, g_.dnorm, x, a.x_inv_rms);
   }
 
   // d (after norm and rope) becomes the gradient of raw; `spare` [N, heads·D] is scratch.
@@ -221,6 +234,7 @@ class Backward {
   const LayerPass pass_;
   GradientSink& sink_;
   Engine& engine_;
+  const int64_t lowest_;                    // layer to go down to
   std::optional<HostActivations> dlogits_;  // [N, V], a caller's
   Buffer chunk_;                            // [N, head_chunk()]
   Arena arena_;
@@ -233,6 +247,10 @@ void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink,
   if (tape.consumed) fail(Code::kStaleGradient, "backward was already called on this result");
   if (tape.version != tape.model.version()) {
     fail(Code::kStaleGradient, "the weights changed since this forward pass: run it again before backward");
+  }
+  if (lowest_trained_layer(tape.model.parameters(), tape.model.config()) < tape.lowest) {
+    fail(Code::kStaleGradient,
+         "a parameter came to train that this forward pass kept nothing for: run it again before backward");
   }
   if (!dlogits && tape.targets.empty()) fail(Code::kInternal, "backward without labels or a logits gradient");
   tape.consumed = true;  // gate and up are overwritten below, so a second pass would be wrong

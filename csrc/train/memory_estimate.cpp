@@ -1,6 +1,7 @@
 #include "train/memory_estimate.h"
 
 #include <deque>
+#include <unordered_set>
 
 #include "format/nvfp4.h"
 #include "model/engine_scratch.h"
@@ -21,7 +22,8 @@ Storage stored_form(const ParameterSpec& spec, Storage wanted) {
 
 int64_t dense_bytes(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }
 
-std::deque<Parameter> shapes(const ModelConfig& config, Storage weights) {
+std::deque<Parameter> shapes(const ModelConfig& config, Storage weights, const std::vector<std::string>& frozen_names) {
+  const std::unordered_set<std::string> frozen(frozen_names.begin(), frozen_names.end());
   std::deque<Parameter> parameters;
   for (const ParameterSpec& spec : parameter_specs(config)) {
     Parameter& parameter = parameters.emplace_back();
@@ -30,6 +32,7 @@ std::deque<Parameter> shapes(const ModelConfig& config, Storage weights) {
     parameter.cols = spec.cols;
     parameter.is_vector = spec.is_vector;
     parameter.storage = stored_form(spec, weights);
+    parameter.trainable = frozen.count(spec.name) == 0;
   }
   return parameters;
 }
@@ -55,7 +58,7 @@ int64_t engine_bytes(const ModelConfig& config, const MemoryPlanArgs& args, cons
 
 MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& args) {
   MemoryBytes bytes{};
-  const std::deque<Parameter> parameters = shapes(config, args.weights);
+  const std::deque<Parameter> parameters = shapes(config, args.weights, args.frozen);
   for (const Parameter& parameter : parameters) {
     const int64_t count = parameter.count();
     if (parameter.storage == Storage::kNvfp4) {
@@ -64,7 +67,7 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
     } else {
       of(bytes, MemoryKind::kWeights) += count * dense_bytes(parameter.storage);
     }
-    if (!args.training) continue;
+    if (!args.training || !parameter.trainable) continue;
     of(bytes, MemoryKind::kMoments) += PackedAdamW::state_bytes(parameter, args.optimizer);
     if (args.keep_gradients) {
       of(bytes, MemoryKind::kGradients) += GradientStore::bytes_of(parameter, args.gradients);
@@ -72,9 +75,10 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
   }
 
   const int64_t bytes_each = activation_bytes(args.cuda);
-  const ActivationPlan activations = args.training
-                                         ? plan_training(config, args.B, args.T, args.recompute, bytes_each)
-                                         : plan_forward(config, args.B, args.T, LogitsWanted::kLast, false, bytes_each);
+  const ActivationPlan activations =
+      args.training
+          ? plan_training(config, args.B * args.T, args.recompute, lowest_trained_layer(parameters, config), bytes_each)
+          : plan_forward(config, args.B, args.T, LogitsWanted::kLast, false, bytes_each);
   of(bytes, MemoryKind::kActivations) = activations.activations;
   of(bytes, MemoryKind::kScratch) = activations.scratch + engine_bytes(config, args, parameters);
   if (args.training) {

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <string>
+#include <vector>
 
 #include "core/memory.h"
 #include "train/memory_plan.h"
@@ -16,7 +18,8 @@ struct MemoryPlanArgs {
   int threads = 1;  // of the CPU; 0: available_cores()
   Storage weights = Storage::kNvfp4;
   AdamwOptions optimizer;
-  bool keep_gradients = false;  // backward() and step() instead of trainStep()
+  std::vector<std::string> frozen;  // names of parameters that do not train
+  bool keep_gradients = false;      // backward() and step() instead of trainStep()
   GradientFormat gradients = GradientFormat::kFp32;
   Recompute recompute = Recompute::kAll;
   int64_t cache_tokens = 0;

@@ -10,9 +10,10 @@ namespace qn {
 
 namespace {
 
-int64_t tape_bytes(const ModelConfig& config, int64_t N, Recompute recompute, int64_t activation_bytes) {
+int64_t tape_bytes(const ModelConfig& config, int64_t N, Recompute recompute, int64_t lowest,
+                   int64_t activation_bytes) {
   ArenaPlan plan;
-  take_tape(plan, config, N, recompute, activation_bytes);
+  take_tape(plan, config, N, recompute, lowest, activation_bytes);
   return plan.bytes();
 }
 
@@ -42,17 +43,28 @@ Tape::Tape(Engine& engine, Model& owner, const TapeArgs& args)
       B(args.B),
       T(args.T),
       recompute(args.recompute),
+      lowest(lowest_kept_layer(owner, args)),
       activation_bytes(engine.activation_bytes()),
       ids(args.ids, args.ids + args.B * args.T),
       version(owner.version()),
       arena(owner.device().ledger(), MemoryKind::kActivations,
-            tape_bytes(owner.config(), args.B * args.T, args.recompute, activation_bytes)) {
+            tape_bytes(owner.config(), args.B * args.T, args.recompute, lowest, activation_bytes)) {
   if (args.mask) mask.assign(args.mask, args.mask + N());
   if (args.starts) starts.assign(args.starts, args.starts + N());
-  buffers = take_tape(arena, owner.config(), N(), recompute, activation_bytes);
+  buffers = take_tape(arena, owner.config(), N(), recompute, lowest, activation_bytes);
   device_ids = engine.upload(buffers.ids, ids.data(), N());
   device_mask = engine.upload(buffers.mask, args.mask ? mask.data() : nullptr, N());
   device_starts = engine.upload(buffers.starts, args.starts ? starts.data() : nullptr, N());
+}
+
+int64_t lowest_trained_layer(const std::deque<Parameter>& parameters, const ModelConfig& config) {
+  const auto first = std::find_if(parameters.begin(), parameters.end(), [](const Parameter& p) { return p.trainable; });
+  if (first == parameters.end()) return config.L;
+  return first->id == 0 ? 0 : std::min((int64_t{first->id} - 1) / kLayerParameters, config.L);
+}
+
+int64_t lowest_kept_layer(Model& model, const TapeArgs& args) {
+  return args.every_input ? 0 : lowest_trained_layer(model.parameters(), model.config());
 }
 
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu) {

@@ -1,6 +1,7 @@
 // A forward pass that can be differentiated: layer inputs are kept, the rest is recomputed (or kept) per `recompute`.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -20,10 +21,16 @@ struct TapeArgs {
   const uint8_t* mask = nullptr;    // u8[B, T] or null
   const int32_t* starts = nullptr;  // i32[B, T] or null: segments, see ops/attention.h
   Recompute recompute = Recompute::kAll;
+  bool every_input = false;  // keep the inputs of layers that no gradient reaches too, for tape_hidden()
   int64_t result_bytes = 0;  // what the caller will allocate beside the tape, for the plan of its memory
 };
 
-// Runs the layers and keeps what backward needs. The tape owns copies of ids, mask and starts.
+// The lowest layer that a backward pass enters, by which parameters train: 0 with the embedding, L where only the final
+// norm or the head do.
+int64_t lowest_trained_layer(const std::deque<Parameter>& parameters, const ModelConfig& config);
+
+// Runs the layers and keeps what backward needs: nothing of layers below the lowest that trains. The tape owns copies
+// of ids, mask and starts.
 std::shared_ptr<Tape> record_forward(Model& model, const TapeArgs& args, const Cpu& cpu);
 
 // logits f32[B·T, V] into `logits` (caller's, on the device), for losses of the user's own.
@@ -42,8 +49,9 @@ LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, co
 
 // Gradients of scale · loss (after tape_cross_entropy) or of Σ dlogits · logits (dlogits f32[B·T, V] of the host) into
 // the sink.
-// Consumes the tape. Throws kStaleGradient if weights changed since, kNonFiniteGradient before anything reached the
-// sink when the loss gradient itself is not finite.
+// Consumes the tape. Does nothing below the lowest layer that trains. Throws kStaleGradient if weights changed since,
+// or a parameter came to train that the tape has nothing for, kNonFiniteGradient before anything reached the sink when
+// the loss gradient itself is not finite.
 void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink, const Cpu& cpu);
 
 }  // namespace qn

@@ -45,7 +45,9 @@ void take_cheap(AnyArena& arena, LayerActivations& a, const ModelConfig& c, int6
 
 // Kept from the forward pass to the backward pass.
 struct TapeBuffers {
-  std::vector<Activation*> x;       // L + 1 of [N, H]: each layer's input, then the input of the final norm
+  // L + 1 of [N, H]: each layer's input, then the input of the final norm. The lowest trained layer's and those below
+  // are one buffer, which a pass leaves with the former.
+  std::vector<Activation*> x;
   Activation* final_norm;           // [N, H]
   float* final_inv_rms;             // [N]
   int32_t *ids, *targets, *starts;  // [N]: copies for operations that do not read host memory
@@ -55,11 +57,13 @@ struct TapeBuffers {
   std::vector<LayerActivations> layers;           // L entries; shared parts point to the same memory
 };
 
+// `lowest`: lowest_trained_layer(), or 0 to keep everything.
 template <typename AnyArena>
-TapeBuffers take_tape(AnyArena& arena, const ModelConfig& c, int64_t N, Recompute recompute, int64_t bytes) {
+TapeBuffers take_tape(AnyArena& arena, const ModelConfig& c, int64_t N, Recompute recompute, int64_t lowest,
+                      int64_t bytes) {
   const auto take = [&](int64_t count) { return take_activations(arena, count, bytes); };
   TapeBuffers b{};
-  for (int64_t i = 0; i <= c.L; ++i) b.x.push_back(take(N * c.H));
+  for (int64_t i = 0; i <= c.L; ++i) b.x.push_back(i == 0 || i > lowest ? take(N * c.H) : b.x.back());
   b.final_norm = take(N * c.H);
   b.final_inv_rms = arena.template take<float>(N);
   b.cosines = arena.template take<float>(N * (c.D / 2));
@@ -74,6 +78,10 @@ TapeBuffers take_tape(AnyArena& arena, const ModelConfig& c, int64_t N, Recomput
   if (!kept.products) take_products(arena, shared, c, N, bytes);
   if (!kept.cheap) take_cheap(arena, shared, c, N, bytes);
   for (int64_t i = 0; i < c.L; ++i) {
+    if (i > 0 && i <= lowest) {
+      b.layers.push_back(b.layers.back());
+      continue;
+    }
     LayerActivations a = shared;
     if (kept.products) take_products(arena, a, c, N, bytes);
     if (kept.cheap) take_cheap(arena, a, c, N, bytes);
@@ -92,17 +100,18 @@ struct BackwardBuffers {
 };
 
 template <typename AnyArena>
-BackwardBuffers take_backward(AnyArena& arena, const ModelConfig& c, int64_t N, int64_t bytes) {
+BackwardBuffers take_backward(AnyArena& arena, const ModelConfig& c, int64_t N, int64_t lowest, int64_t bytes) {
   const auto take = [&](int64_t count) { return take_activations(arena, count, bytes); };
   BackwardBuffers b{};
   b.dx = take(N * c.H);
   b.dnorm = take(N * c.H);
+  b.vector = arena.template take<float>(c.H > c.D ? c.H : c.D);
+  if (lowest == c.L) return b;
   b.dq = take(N * c.Q * c.D);
   b.datt = take(N * c.Q * c.D);
   b.dk = take(N * c.KV * c.D);
   b.dv = take(N * c.KV * c.D);
   b.dact = take(N * c.F);
-  b.vector = arena.template take<float>(c.H > c.D ? c.H : c.D);
   return b;
 }
 
@@ -114,6 +123,9 @@ constexpr int64_t head_chunk_rows(int64_t N, int64_t V, int64_t activation_bytes
   const int64_t bounded = rows < 64 ? 64 : rows;
   return bounded < V ? bounded : V;
 }
+
+// The layer from which a tape keeps what backward needs.
+int64_t lowest_kept_layer(Model& model, const TapeArgs& args);
 
 class Tape {
  public:
@@ -128,6 +140,7 @@ class Tape {
   Model& model;
   int64_t B, T;
   Recompute recompute;
+  int64_t lowest;  // layer that the buffers are kept from
   int64_t activation_bytes;
   std::vector<int32_t> ids;
   std::vector<uint8_t> mask;

@@ -1,11 +1,12 @@
 import type { Qwen3Config } from '../../types/config'
 import type { NativeConfig, NativeMemoryBytes, NativeMemoryPlan } from '../../types/native'
 import type { MemoryEstimate, MemoryOptions } from '../../types/options'
-import { checkBoolean, checkDevice, checkInteger, checkOneOf, checkOptions } from '../check'
+import { checkBoolean, checkDevice, checkFunction, checkInteger, checkOneOf, checkOptions } from '../check'
 import { callNative } from '../errors'
 import { native } from '../native'
 import { defaultCacheDtype } from './kv-cache'
 import { defaultStepChunkRows } from './packed-adamw'
+import { parameterSpecs } from './parameter-specs'
 
 export function toNativeConfig(config: Qwen3Config): NativeConfig {
   return {
@@ -34,7 +35,7 @@ export interface MemoryUse extends NativeMemoryBytes {
 }
 
 /** Bytes that a model will need, by kind, from its configuration alone. */
-export function estimateMemory(config: NativeConfig, options: MemoryOptions): MemoryEstimate {
+export function estimateMemory(config: Qwen3Config, options: MemoryOptions): MemoryEstimate {
   const given = checkOptions(options, 'options', [
     'mode',
     'device',
@@ -43,6 +44,7 @@ export function estimateMemory(config: NativeConfig, options: MemoryOptions): Me
     'weights',
     'optimizerWeights',
     'moments',
+    'trainable',
     'gradients',
     'trainStep',
     'recompute',
@@ -54,6 +56,7 @@ export function estimateMemory(config: NativeConfig, options: MemoryOptions): Me
   const training = checkOneOf('mode', given.mode, ['inference', 'training']) === 'training'
   const device = checkDevice(given.device ?? 'cpu')
   const tokens = checkInteger('tokens', given.tokens, 1)
+  const trainable = checkFunction('trainable', given.trainable) ?? (() => true)
   const fused = checkBoolean('trainStep', given.trainStep ?? true)
   const plan: NativeMemoryPlan = {
     training,
@@ -69,11 +72,12 @@ export function estimateMemory(config: NativeConfig, options: MemoryOptions): Me
       'fp32',
     ]),
     moments: checkOneOf('moments', given.moments ?? 'nvfp4', ['nvfp4', 'int8', 'bf16', 'fp32']),
+    frozen: parameterSpecs(config).flatMap(({ name }) => (trainable(name) ? [] : [name])),
     gradients: fused ? '' : checkOneOf('gradients', given.gradients ?? 'fp32', ['fp32', 'bf16', 'nvfp4']),
     recompute: checkOneOf('recompute', given.recompute ?? 'all', ['all', 'cheap', 'none']),
     cacheTokens: checkInteger('cacheTokens', given.cacheTokens ?? (training ? 0 : tokens), 0),
     cacheDtype: checkOneOf('cacheDtype', given.cacheDtype ?? defaultCacheDtype(device), ['fp32', 'fp16', 'bf16']),
     stepChunkRows: checkInteger('stepChunkRows', given.stepChunkRows ?? defaultStepChunkRows(device), 1),
   }
-  return callNative(() => native().estimateMemory(config, plan))
+  return callNative(() => native().estimateMemory(toNativeConfig(config), plan))
 }

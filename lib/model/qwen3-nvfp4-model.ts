@@ -28,7 +28,7 @@ import { generateTokens } from './generate'
 import { defaultCacheDtype, KvCache, nativeCache } from './kv-cache'
 import { initializeNative, loadNative, type OpenedModel } from './load-model'
 import { Loss } from './loss'
-import { estimateMemory, type MemoryUse, toNativeConfig } from './memory'
+import { estimateMemory, type MemoryUse } from './memory'
 import { checkOptimizerOptions, PackedAdamW } from './packed-adamw'
 import { Parameter } from './parameter'
 import { saveDat, type SaveDatOptions, type SaveDatResult } from './save-dat'
@@ -69,7 +69,7 @@ export class Qwen3Nvfp4Model {
 
   /** Bytes that a model of this configuration will need, by kind, before anything is loaded. */
   static estimateMemory(config: Qwen3Config, options: MemoryOptions): MemoryEstimate {
-    return estimateMemory(toNativeConfig(checkConfig(config)), options)
+    return estimateMemory(checkConfig(config), options)
   }
 
   /** Where it computes: 'cpu' or 'cuda:N'. */

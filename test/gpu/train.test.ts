@@ -84,6 +84,21 @@ describeOnGpu('loss and backward', () => {
       for (const model of [gpu, cpu]) await model.zeroGrad()
     })
 
+    test('of a few parameters that train have the bytes they have among all', async () => {
+      await (await gpu.loss(ids, labels)).backward()
+      const all = await gradientsOf(gpu)
+      await gpu.zeroGrad()
+      for (const pattern of [/layers\.2/, /layers\.2\.self_attn\.q_norm/, /layers\.1\.mlp\.down/, /^model\.norm/]) {
+        await using optimizer = gpu.createOptimizer({ trainable: (name) => pattern.test(name) })
+        await (await gpu.loss(ids, labels)).backward()
+        const some = await gradientsOf(gpu)
+        expect(Object.keys(some)).toEqual(Object.keys(all).filter((name) => pattern.test(name)))
+        for (const [name, gradient] of Object.entries(some)) expectSameBytes(gradient, all[name]!)
+        await optimizer.zeroGrad()
+      }
+      await gpu.createOptimizer().dispose()
+    })
+
     test('recompute changes no byte', async () => {
       const runs = []
       for (const recompute of ['all', 'cheap', 'none'] as const) {

@@ -37,6 +37,26 @@ describe('estimateMemory', () => {
     await model.dispose()
   })
 
+  test.each(['all', 'none'] as const)('follows what trains, recompute %s', async (recompute) => {
+    const trainable = (name: string) => name.startsWith('model.layers.2') || name === 'model.norm.weight'
+    const model = await tinyModel({ threads }, config)
+    const optimizer = model.createOptimizer({ trainable })
+    model.resetMemoryPeak()
+    await optimizer.trainStep({ ids, labels: ids }, { recompute })
+    const { peak, moments } = await model.memory()
+    const expected = estimate({ trainable, recompute })
+    expect(Math.abs(peak / expected.total - 1)).toBeLessThan(0.1)
+    expect(moments).toBe(expected.moments)
+    // The inputs of two layers; with 'none' everything inside them too.
+    const saved = estimate({ recompute }).activations - expected.activations
+    expect(saved / (2 * 320 * 256 * 4)).toBeGreaterThanOrEqual(recompute === 'all' ? 1 : 12)
+    expect(estimate({ trainable, trainStep: false }).gradients).toBeLessThan(
+      estimate({ trainStep: false }).gradients / 3,
+    )
+    await optimizer.dispose()
+    await model.dispose()
+  })
+
   test.each(['fp32', 'bf16', 'nvfp4'] as const)('counts kept %s gradients to the byte', async (gradients) => {
     const model = await tinyModel({ threads }, config)
     await (await model.loss(ids, ids)).backward({ gradients })
@@ -107,6 +127,7 @@ describe('estimateMemory', () => {
     [{ mode: 'serving' }, `Expected 'inference' | 'training' for mode but received "serving"`],
     [{ device: 'gpu' }, `Expected 'cpu' or 'cuda:N' for device but received "gpu"`],
     [{ tokens: 0 }, 'Expected an integer of at least 1 for tokens but received 0'],
+    [{ trainable: 'all' }, 'Expected a function for trainable but received "all"'],
     [{ dtype: 'fp32' }, 'but received dtype'],
   ])('refuses %j', (options, message) => {
     expect(() => estimate(options as object)).toThrow(message)

@@ -116,6 +116,66 @@ describe('loss and backward', () => {
     })
   })
 
+  describe('of a few parameters that train', () => {
+    const gradientsOf = async (trained: (name: string) => boolean, recompute: 'all' | 'cheap' | 'none' = 'all') => {
+      await using optimizer = model.createOptimizer({ trainable: trained })
+      await (await model.loss(ids, labels, { recompute })).backward()
+      const gradients = await Promise.all([...model.parameters()].map(async (p) => [p.name, await p.grad()] as const))
+      await optimizer.zeroGrad()
+      return new Map(gradients)
+    }
+    let whole: Map<string, Float32Array | null>
+    beforeAll(async () => {
+      whole = await gradientsOf(() => true)
+    })
+    afterAll(() => model.createOptimizer().dispose())
+
+    test.each([
+      ['the last layer', /layers\.1/],
+      ['the norm of its queries', /layers\.1\.self_attn\.q_norm/],
+      ['its down projection', /layers\.1\.mlp\.down_proj/],
+      ['its second norm', /layers\.1\.post_attention/],
+      ['its first norm', /layers\.1\.input/],
+      ['the first layer', /layers\.0/],
+      ['the final norm', /^model\.norm/],
+      ['the head', /lm_head/],
+      ['the embedding', /embed/],
+    ])('%s has the gradients it has among all', async (_, pattern) => {
+      for (const recompute of ['all', 'cheap', 'none'] as const) {
+        const some = await gradientsOf((name) => pattern.test(name), recompute)
+        for (const [name, gradient] of some) expect(gradient).toEqual(pattern.test(name) ? whole.get(name) : null)
+      }
+    })
+
+    test('nothing is kept for layers below, unless their states are asked for', async () => {
+      const long = Array.from({ length: 64 }, (_, i) => i)
+      const held = async (trained: RegExp, options = {}) => {
+        await using _ = model.createOptimizer({ trainable: (name) => trained.test(name) })
+        const before = (await model.memory()).activations
+        await using __ = await model.forward(long, { gradient: true, recompute: 'none', ...options })
+        return (await model.memory()).activations - before
+      }
+      const [all, one, none] = [await held(/./), await held(/layers\.1/), await held(/^model\.norm/)]
+      const state = 64 * 32 * 4
+      expect(all - one).toBeGreaterThan(9 * state)
+      expect(one).toBe(none + state)
+      await using optimizer = model.createOptimizer({ trainable: (name) => name === 'model.norm.weight' })
+      await using result = await model.forward(long, { gradient: true, hiddenStates: true })
+      await using expected = await model.forward(long, { hiddenStates: true })
+      for (const [i, hidden] of result.hiddenStates.entries()) {
+        expect(await hidden.toFloat32Array()).toEqual(await expected.hiddenStates[i]!.toFloat32Array())
+      }
+      await optimizer.zeroGrad()
+    })
+
+    test('a parameter that came to train since has nothing to go back through', async () => {
+      model.createOptimizer({ trainable: (name) => name.includes('layers.1') })
+      const loss = await model.loss(ids, labels)
+      model.createOptimizer()
+      await expect(loss.backward()).rejects.toMatchObject({ code: 'STALE_GRADIENT' })
+    })
+  })
+
   test('a loss without counted labels is 0', async () => {
     const loss = await model.loss([1, 2], [-100, -100])
     expect([loss.value, loss.tokens]).toEqual([0, 0])
