@@ -1,0 +1,228 @@
+// Chains of products of one token on device 0 from host arrays, bf16 as Uint16Array, and for benchmarks:
+//   decodeChainCuda(outputs[], products[], x, h | null, { launches?: 1, layout })
+//                products: { weights[], source, norm?, swiglu?, accumulate?, f32? }; outputs of f32 Float32Array
+//   decodeChainCudaTime({ layers, variants: layout[] }, replays)
+//                µs of Qwen3-4B's products and embedding of a token, on random data, without attention: o reads q
+//   decodeChainObstacleCuda(products[])   a reason, or ''
+// layout stands for the fields of ChainTuning.
+#include <vector>
+
+#include "binding/ops/cuda_ops.h"
+#include "binding/ops/weight_ring.h"
+#include "core/cuda_graph_timer.h"
+#include "ops/decode_begin.h"
+#include "ops/decode_chain.h"
+
+namespace qn {
+
+namespace {
+
+#if defined(QN_WITH_CUDA)
+
+Napi::Value member(const Napi::Value& options, const char* name) {
+  return options.IsObject() ? options.As<Napi::Object>().Get(name) : options;
+}
+
+ChainTuning tuning_of(const Napi::Value& options) {
+  return {static_cast<int>(option(options, "rowGroups")), static_cast<int>(option(options, "tiles")),
+          option(options, "ringBytes"), static_cast<int>(option(options, "blocks"))};
+}
+
+CudaBuffer zeros(int64_t bytes) {
+  const std::vector<uint8_t> values(static_cast<size_t>(bytes));
+  return on_device(values.data(), bytes);
+}
+
+// The stages on the device.
+CudaBuffer upload(const ChainPlan& plan) {
+  return on_device(plan.stages.data(), static_cast<int64_t>(plan.stages.size() * sizeof(ChainStage)));
+}
+
+// Products of host arrays, their weights and outputs on the device.
+struct Products {
+  std::vector<DeviceWeight> weights;
+  std::vector<CudaBuffer> norms, outputs;
+  std::vector<int64_t> counts;  // of outputs
+  std::vector<ChainProduct> products;
+
+  explicit Products(const Napi::Value& value) {
+    const auto array = value.As<Napi::Array>();
+    for (uint32_t i = 0; i < array.Length(); ++i) add(array.Get(i));
+  }
+
+  void add(const Napi::Value& from) {
+    ChainProduct product{};
+    const auto list = member(from, "weights").As<Napi::Array>();
+    product.matrix_count = static_cast<int>(list.Length());
+    product.swiglu = flag(member(from, "swiglu"));
+    product.accumulate = flag(member(from, "accumulate"));
+    product.source = static_cast<int>(option(from, "source", -1));
+    int64_t count = 0;
+    for (uint32_t i = 0; i < list.Length(); ++i) {
+      const WeightView& view = weights.emplace_back(weight_view(list.Get(i))).view;
+      product.w[i] = view.packed;
+      product.N[i] = view.rows;
+      product.K = view.cols;
+      if (i == 0 || !product.swiglu) count += view.rows;
+    }
+    if (member(from, "norm").IsTypedArray()) {
+      norms.push_back(on_device(array_data<float>(member(from, "norm")), product.K * 4));
+      product.norm = norms.back().as<float>();
+    }
+    counts.push_back(count);
+    outputs.push_back(zeros(count * 4));  // f32, or half as many words of 8 bytes
+    if (flag(member(from, "f32"))) {
+      product.y = outputs.back().as<float>();
+    } else {
+      product.messages = outputs.back().as<uint64_t>();
+    }
+    products.push_back(product);
+  }
+
+  void download(size_t i, const Napi::Value& to) const {
+    if (products[i].y) return outputs[i].download(array_data<float>(to));
+    std::vector<uint64_t> words(static_cast<size_t>(counts[i] / 2));
+    outputs[i].download(words.data());
+    auto* const values = array_data<uint16_t>(to);
+    for (size_t w = 0; w < words.size(); ++w) {
+      values[2 * w] = static_cast<uint16_t>(words[w]);
+      values[2 * w + 1] = static_cast<uint16_t>(words[w] >> 16);
+    }
+  }
+};
+
+void run_chain(const Napi::CallbackInfo& info) {
+  const auto outputs = info[0].As<Napi::Array>();
+  const Products given(info[1]);
+  const DeviceArray x(info[2]);
+  const Napi::Value options = info[4];
+  const ChainPlan plan = plan_chain(given.products);
+  if (const char* obstacle = chain_obstacle_cuda(plan)) fail(Code::kUnsupported, "%s", obstacle);
+  const CudaBuffer stages = upload(plan);
+  CudaBuffer h, epoch(4);
+  if (info[3].IsTypedArray()) h = on_device(array_data<uint16_t>(info[3]), plan.H * 2);
+  ChainCuda args{};
+  args.plan = &plan;
+  args.stages = stages.as<ChainStage>();
+  args.epoch = epoch.as<int32_t>();
+  args.x = x.bf16();
+  args.h = h.as<uint16_t>();
+  args.norm_eps = 1e-6f;
+  args.tuning = tuning_of(options);
+  for (int32_t i = 0; i < option(options, "launches", 1); ++i) {
+    epoch.upload(&i);
+    chain_cuda(args, nullptr);
+  }
+  for (uint32_t i = 0; i < outputs.Length(); ++i) given.download(i, outputs.Get(i));
+}
+
+Napi::Value run_obstacle(const Napi::CallbackInfo& info) {
+  const Products given(info[0]);
+  const char* obstacle = chain_obstacle_cuda(plan_chain(given.products));
+  return Napi::String::New(info.Env(), obstacle ? obstacle : "");
+}
+
+// Embedding, products and head of a token of Qwen3-4B.
+struct TimedChain {
+  static constexpr int64_t kHidden = 2560, kQuery = 4096, kKeys = 1024, kFfn = 9728, kVocab = 151936, kHeadDim = 128;
+
+  WeightRing qkv, o, gate_up, down, head;
+  CudaBuffer norm, x, position, id, cosines, sines, qkv_words, o_words, act_words, down_words, logits, stages;
+  ChainPlan plan;
+
+  explicit TimedChain(int64_t layers)
+      : qkv(kQuery + 2 * kKeys, kHidden, layers),
+        o(kHidden, kQuery, layers),
+        gate_up(2 * kFfn, kHidden, layers),
+        down(kHidden, kFfn, layers),
+        head(kVocab, kHidden, 1),
+        norm(ones(kHidden)),
+        x(random_bf16(kHidden)),
+        position(zeros(4)),
+        id(zeros(4)),
+        cosines(kHeadDim * 2),
+        sines(kHeadDim * 2),
+        qkv_words(zeros((kQuery + 2 * kKeys) * 4)),
+        o_words(zeros(kHidden * 4)),
+        act_words(zeros(kFfn * 4)),
+        down_words(zeros(kHidden * 4)),
+        logits(kVocab * 4),
+        plan(plan_chain(products(layers))) {
+    stages = upload(plan);
+  }
+
+  std::vector<ChainProduct> products(int64_t layers) const {
+    std::vector<ChainProduct> list;
+    const auto add = [&](const WeightRing& ring, int64_t i, std::initializer_list<int64_t> rows,
+                         const CudaBuffer& words) -> ChainProduct& {
+      ChainProduct product{};
+      product.matrix_count = 0;
+      int64_t begin = 0;
+      for (const int64_t N : rows) {
+        product.w[product.matrix_count] = ring.at(i, begin);
+        product.N[product.matrix_count++] = N;
+        begin += N;
+      }
+      product.K = ring.K;
+      product.messages = words.as<uint64_t>();
+      product.source = static_cast<int>(list.size()) - 1;
+      return list.emplace_back(product);
+    };
+    for (int64_t i = 0; i < layers; ++i) {
+      add(qkv, i, {kQuery, kKeys, kKeys}, qkv_words).norm = norm.as<float>();
+      add(o, i, {kHidden}, o_words).accumulate = true;
+      ChainProduct& act = add(gate_up, i, {kFfn, kFfn}, act_words);
+      act.norm = norm.as<float>();
+      act.swiglu = true;
+      add(down, i, {kHidden}, down_words).accumulate = true;
+    }
+    ChainProduct& last = add(head, 0, {kVocab}, down_words);
+    last.norm = norm.as<float>();
+    last.messages = nullptr;
+    last.y = logits.as<float>();
+    return list;
+  }
+
+  double time(const Napi::Value& variant, int64_t replays) const {
+    ChainCuda args{};
+    args.plan = &plan;
+    args.stages = stages.as<ChainStage>();
+    args.epoch = position.as<int32_t>();
+    args.x = args.h = x.as<uint16_t>();
+    args.norm_eps = 1e-6f;
+    args.tuning = tuning_of(variant);
+    WeightView embedding;
+    embedding.storage = Storage::kNvfp4;
+    embedding.rows = kVocab;
+    embedding.cols = kHidden;
+    embedding.packed = head.at(0, 0);
+    return cuda_graph_microseconds(1, replays, [&](int64_t, CudaStream stream) {
+      decode_begin_cuda({position.as<int32_t>(), cosines.as<float>(), sines.as<float>(), kHeadDim, 1e6,
+                         x.as<uint16_t>(), embedding, id.as<int32_t>()},
+                        stream);
+      chain_cuda(args, stream);
+    });
+  }
+};
+
+Napi::Value run_time_chain(const Napi::CallbackInfo& info) {
+  const TimedChain token(option(info[0], "layers"));
+  const auto variants = member(info[0], "variants").As<Napi::Array>();
+  const Napi::Array times = Napi::Array::New(info.Env(), variants.Length());
+  for (uint32_t i = 0; i < variants.Length(); ++i) times.Set(i, token.time(variants.Get(i), integer(info[1])));
+  return times;
+}
+
+#endif
+
+}  // namespace
+
+void register_decode_chain_cuda_ops(Napi::Env env, Napi::Object ops) {
+  ops.Set("decodeChainCuda", Napi::Function::New<with_cuda<QN_CUDA_RUN(run_chain)>>(env, "decodeChainCuda"));
+  ops.Set("decodeChainObstacleCuda",
+          Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_obstacle)>>(env, "decodeChainObstacleCuda"));
+  ops.Set("decodeChainCudaTime",
+          Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_chain)>>(env, "decodeChainCudaTime"));
+}
+
+}  // namespace qn
