@@ -76,6 +76,14 @@ export const errorCodes = {
   CHAT_TEMPLATE_MISSING: 'The tokenizer has no chat template.',
   TOKENIZER_INVALID: 'A tokenizer file is broken, contradicts the other one or is of an unsupported kind.',
   TRANSCRIPT_INVALID: 'A file or object is not a transcript of a conversation.',
+  // lib/train
+  CHECKPOINT_DIR_BUSY: 'Another process writes this folder of training checkpoints; the message names it.',
+  CHECKPOINT_DIR_NOT_EMPTY: 'A folder holds checkpoints of a run that this one does not go on from.',
+  NON_FINITE_LOSS:
+    'Training met a loss or gradient that is NaN or infinite and stopped; the message names the data, the tensor and the last good checkpoint.',
+  RESUME_MISMATCH:
+    'A training checkpoint belongs to a run of other settings, data or format; the message lists what differs.',
+  RESUME_NOT_FOUND: 'A path to resume from holds no whole training checkpoint.',
   // lib/native.ts
   ADDON_LOAD_FAILED: 'The native addon could not be loaded; the message lists what was tried and what to do.',
 } as const

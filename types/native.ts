@@ -126,6 +126,8 @@ export interface NativeLoadOptions {
   quantizeRawEmbedding: boolean
   twoLevel: boolean
   scaleRule: 'amax' | 'four-over-six' | 'amax-up'
+  /** Into the buffers and storages of a model that is filled already. */
+  inPlace: boolean
 }
 
 export interface NativeInitializeOptions {
@@ -355,6 +357,10 @@ export interface NativeOptimizer {
   save(path: string): Promise<void>
   /** Resolves to the number of steps taken. */
   load(path: string): Promise<number>
+  /** Bias-corrected moments f32[2, rows, cols], m then v, of a parameter that trains, and the updates it has had. */
+  readMoments(parameter: string): Promise<{ moments: Float32Array; updates: number }>
+  /** Takes such moments, rounded to the form in which they are kept. */
+  writeMoments(parameter: string, m: Float32Array, v: Float32Array, updates: number): Promise<void>
   stateBytes(): Promise<number>
   dispose(): Promise<void>
 }

@@ -136,6 +136,7 @@ Napi::Value NativeModel::JsLoad(const Napi::CallbackInfo& info) {
     if (options.convert_dense) options.dense = storage_of(dense);
     options.quantize_raw_embedding = bool_of(js.Get("quantizeRawEmbedding"));
     options.two_level = bool_of(js.Get("twoLevel"));
+    options.in_place = bool_of(js.Get("inPlace"));
     options.scale_rule = scale_rule_of(string_of(js.Get("scaleRule")));
     std::shared_ptr<ProgressReport> report;
     if (info[3].IsFunction()) {

@@ -71,6 +71,8 @@ Napi::Function NativeOptimizer::define(Napi::Env env) {
        InstanceMethod<&NativeOptimizer::JsTrainStep>("trainStep"),
        InstanceMethod<&NativeOptimizer::JsZeroGradients>("zeroGradients"),
        InstanceMethod<&NativeOptimizer::JsSave>("save"), InstanceMethod<&NativeOptimizer::JsLoad>("load"),
+       InstanceMethod<&NativeOptimizer::JsReadMoments>("readMoments"),
+       InstanceMethod<&NativeOptimizer::JsWriteMoments>("writeMoments"),
        InstanceMethod<&NativeOptimizer::JsStateBytes>("stateBytes"),
        InstanceMethod<&NativeOptimizer::JsDispose>("dispose")});
 }
@@ -204,6 +206,52 @@ Napi::Value NativeOptimizer::JsLoad(const Napi::CallbackInfo& info) {
           return double(optimizer.step_count());
         },
         [](Napi::Env env, double& step) -> Napi::Value { return Napi::Number::New(env, step); });
+  });
+}
+
+// (parameter) → { moments, updates }
+Napi::Value NativeOptimizer::JsReadMoments(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    const std::string name = string_of(info[0]);
+    auto state = alive();
+    const int64_t count = state->model->parameter(name).count();  // shapes never change
+    const auto array = Napi::Float32Array::New(env, static_cast<size_t>(2 * count));
+    // Held by the reference and unknown to JavaScript until the promise settles, so its memory stays put.
+    auto held = std::make_shared<Napi::Reference<Napi::Float32Array>>(Napi::Persistent(array));
+    float* out = const_cast<float*>(array.Data());
+    return run_job(
+        env, order(info, 1),
+        [state, name, out, count](const Cpu& cpu) {
+          return made(*state).read_moments(state->model->parameter(name), out, out + count, cpu);
+        },
+        [held](Napi::Env env, int64_t& updates) -> Napi::Value {
+          Napi::Object result = Napi::Object::New(env);
+          result.Set("moments", held->Value());
+          result.Set("updates", double(updates));
+          return result;
+        });
+  });
+}
+
+// (parameter, m, v, updates)
+Napi::Value NativeOptimizer::JsWriteMoments(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return run_job(
+        info.Env(), order(info, 4),
+        [state = alive(), name = string_of(info[0]), m = floats_of(info[1]), v = floats_of(info[2]),
+         updates = int_of(info[3])](const Cpu& cpu) {
+          const Parameter& parameter = state->model->parameter(name);
+          const auto count = static_cast<size_t>(parameter.count());
+          if (m.size() != count || v.size() != count) {
+            fail(Code::kInvalidArgument, "Expected %zu moments for %s", count, name.c_str());
+          }
+          PackedAdamW& optimizer = made(*state);
+          optimizer.write_moments(parameter, m.data(), v.data(), updates, cpu);
+          state->model->optimizer_steps = optimizer.step_count();
+          return Nothing{};
+        },
+        to_undefined);
   });
 }
 

@@ -35,6 +35,8 @@ class NativeOptimizer : public Napi::ObjectWrap<NativeOptimizer> {
   Napi::Value JsZeroGradients(const Napi::CallbackInfo& info);
   Napi::Value JsSave(const Napi::CallbackInfo& info);
   Napi::Value JsLoad(const Napi::CallbackInfo& info);
+  Napi::Value JsReadMoments(const Napi::CallbackInfo& info);
+  Napi::Value JsWriteMoments(const Napi::CallbackInfo& info);
   Napi::Value JsStateBytes(const Napi::CallbackInfo& info);
   Napi::Value JsDispose(const Napi::CallbackInfo& info);
 

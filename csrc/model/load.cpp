@@ -41,6 +41,7 @@ Storage storage_of(DType dtype) {
 
 // What the parameter becomes in memory.
 Storage target_storage(const Parameter& p, const TensorSource& source, const LoadOptions& options, bool is_embedding) {
+  if (options.in_place) return p.storage;
   if (p.is_vector) return options.convert_dense ? Storage::kF32 : storage_of(source.values.dtype);
   if (options.convert_dense && (options.dense != Storage::kNvfp4 || packs(p))) {
     return options.dense;
@@ -89,6 +90,7 @@ class Loader {
   }
 
   void allocate(Parameter& p, const TensorSource& source, Storage target) const {
+    if (options_.in_place) return keep(p, source);
     p.allocate(device_.ledger(), target);
     if (source.residual && target == Storage::kNvfp4) p.allocate_residual(device_.ledger(), false);
     p.two_level = true;
@@ -109,6 +111,18 @@ class Loader {
   }
 
  private:
+  // The buffers stay where they are: graphs and optimizers know them.
+  void keep(Parameter& p, const TensorSource& source) const {
+    if (source.packed != (p.storage == Storage::kNvfp4)) {
+      fail(Code::kInvalidArgument, "%s cannot be read in place: its source is %s", p.name.c_str(),
+           source.packed ? "NVFP4" : "dense");
+    }
+    ++p.overwrites;
+    if (source.residual && !p.residual_codes) p.allocate_residual(device_.ledger(), false);
+    if (source.residual || !p.residual_codes) return;
+    for (const Buffer* buffer : {&p.residual_codes, &p.residual_scales}) device_.zero(buffer->data(), buffer->bytes());
+  }
+
   static int64_t packed_bytes(const TensorSource& source) {
     const int64_t residual = source.residual ? source.residual_codes.bytes + source.residual_scales.bytes : 0;
     return source.codes.bytes + source.scales.bytes + residual;
@@ -141,12 +155,12 @@ class Loader {
   }
 
   // work(begin, end, slab, scratch) over a parameter on all threads, in pieces of whole blocks, each slab of which goes
-  // to the device; `bytes` of the files pass by.
+  // to the device, a residual included if work fills it; `bytes` of the files pass by.
   template <typename Work>
-  void fill(Parameter& p, int64_t bytes, Work&& work) {
+  void fill(Parameter& p, int64_t bytes, bool residual, Work&& work) {
     const int64_t length = std::min(kSlab, longest_slab(p, upload_) / kPiece * kPiece);
     in_slabs(p.count(), length, bytes, [&](int64_t begin, int64_t end) {
-      const Slab slab(p, begin, end, true, upload_);
+      const Slab slab(p, begin, end, residual, upload_);
       in_pieces(begin, end, [&](int64_t first, int64_t last, Scratch scratch) { work(first, last, slab, scratch); });
       upload_.send();
     });
@@ -201,7 +215,7 @@ class Loader {
   void load_packed(Parameter& p, const TensorSource& source) {
     p.two_level = source.two_level;
     p.global_scale = source.two_level ? source.global_scale : 1.0f;
-    fill(p, packed_bytes(source), [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
+    fill(p, packed_bytes(source), source.residual, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
       read(slab.codes(begin), source.codes, begin / 2, end / 2);
       read_scales(slab.scales(begin), p, source.scales, begin, end, scratch.raw);
       if (!source.residual) return;
@@ -221,7 +235,7 @@ class Loader {
 
   void load_dense(Parameter& p, const TensorSource& source) {
     const bool same = storage_of(source.values.dtype) == p.storage;
-    fill(p, source.values.bytes, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
+    fill(p, source.values.bytes, false, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
       uint8_t* out = slab.dense(begin);
       const PieceName name{p.name, begin, p.cols};
       if (same) {
@@ -238,7 +252,7 @@ class Loader {
     const float global = source.two_level ? source.global_scale : 1.0f;
     // Codes and checked scales are finite: only a huge global scale can make a value that is not.
     const bool overflows = !std::isfinite(2 * kE2M1Max * kE4M3Max * global);
-    fill(p, packed_bytes(source), [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
+    fill(p, packed_bytes(source), false, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
       read_decoded(scratch, p, source.codes, source.scales, global, begin, end, false);
       if (source.residual) {
         read_decoded(scratch, p, source.residual_codes, source.residual_scales, global / 8, begin, end, true);
@@ -271,7 +285,7 @@ class Loader {
       });
       p.global_scale = two_level_global_scale(std::bit_cast<float>(largest.load()));
     }
-    fill(p, source.values.bytes, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
+    fill(p, source.values.bytes, false, [&](int64_t begin, int64_t end, const Slab& slab, Scratch scratch) {
       read_values(scratch.values, p, source.values, begin, end, scratch.raw);
       quantize_piece({slab.codes(begin),
                       slab.scales(begin),

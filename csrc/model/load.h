@@ -38,6 +38,9 @@ struct LoadOptions {
   bool quantize_raw_embedding = true;  // false: an embedding that is dense in the file stays dense (prior .dat layout)
   bool two_level = true;               // of tensors that are quantised here
   ScaleRule scale_rule = ScaleRule::kAmax;
+  // Into the buffers that a filled model has, in the storage that each parameter has: packed sources for NVFP4, values
+  // for the others. A residual that the source lacks becomes zero.
+  bool in_place = false;
 };
 
 // Throws kIo, kTruncated, kNonFiniteWeight (names the tensor: NaN or negative scale, NaN or infinite value),

@@ -88,6 +88,12 @@ class PackedAdamW {
   void save(const std::string& path, const Cpu& cpu) const;
   void load(const std::string& path, const Cpu& cpu);
 
+  // The bias-corrected moments f32[rows, cols] of a parameter that trains; returns t of its bias correction.
+  int64_t read_moments(const Parameter& parameter, float* m, float* v, const Cpu& cpu);
+  // Stores such moments, v >= 0: exactly as fp32, nearest as bf16, else rounded as a step does. The step number becomes
+  // `updates` if it was lower, and the next step is not clipped by the norm of one before it.
+  void write_moments(const Parameter& parameter, const float* m, const float* v, int64_t updates, const Cpu& cpu);
+
  private:
   struct Moment {
     Buffer values, scales, rows;
@@ -104,6 +110,7 @@ class PackedAdamW {
     bool active = false;
   };
 
+  State& active_state(const Parameter& parameter);
   void make_state(Parameter& parameter);
   void initialize_master(const Parameter& parameter, State& state);
   void make_missing_states();

@@ -2,15 +2,18 @@
 import type { CheckpointFormat, CheckpointLayout } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
 import type { Compute, NativeDevice, NativeLoadOptions, NativeModel, NativeParameterInfo } from '../../types/native'
+import type { LongOperationOptions } from '../../types/format'
 import type { ComputeOptions, InitializeOptions, LoadOptions } from '../../types/options'
 import type { Storage } from '../../types/tensor'
 import { checkFunction, checkNumber, checkOneOf, checkOptions, checkSeed, checkSignal } from '../check'
-import { callNative } from '../errors'
-import { emitWarnings } from './warnings'
+import { callNative, Qwen3Nvfp4Error } from '../errors'
+import { checkLongOptions } from '../format/tensor-reader'
 import { native } from '../native'
 import { openDevice, runNative } from '../native-call'
 import { checkConfig, openCheckpoint } from './checkpoint'
+import { toConfigJson } from './config'
 import { toNativeConfig } from './memory'
+import { emitWarnings } from './warnings'
 
 const storages: readonly Storage[] = ['nvfp4', 'fp32', 'fp16', 'bf16']
 const computes: readonly Compute[] = ['w4a16', 'w4a4']
@@ -116,8 +119,41 @@ function plan(given: LoadOptions, weights: Storage | undefined, format: Checkpoi
     quantizeRawEmbedding: (given.embedding ?? (isDense ? 'nvfp4' : 'as-stored')) === 'nvfp4',
     twoLevel: (given.scales ?? 'two-level') === 'two-level',
     scaleRule: given.scaleRule ?? 'amax',
+    inPlace: false,
   }
 }
+
+/** Reads a `.dat` of the same model into the buffers that it has. */
+export async function restoreNative(
+  model: NativeModel,
+  config: Qwen3Config,
+  path: string | URL,
+  options?: LongOperationOptions,
+): Promise<void> {
+  const long = checkLongOptions(options)
+  const { files, sources, config: stored } = await openCheckpoint(path, { signal: long.signal })
+  const parameters = await model.describe()
+  const differences = [
+    ...fieldDifferences(toConfigJson(stored), toConfigJson(config)),
+    ...sources.flatMap(({ parameter, codes }) => {
+      const storage = parameters.find(({ name }) => name === parameter)?.storage
+      return (storage === 'nvfp4') === (codes !== undefined)
+        ? []
+        : [`${parameter} is ${codes ? 'nvfp4' : 'dense'} there and ${storage} here`]
+    }),
+  ]
+  if (differences.length > 0) {
+    const message = `${files[0]} is no file of this model: ${differences.slice(0, 10).join('; ')}`
+    throw new Qwen3Nvfp4Error('STATE_MISMATCH', message, { file: files[0] })
+  }
+  const plan = { quantize: false, dense: '', quantizeRawEmbedding: false, twoLevel: true, scaleRule: 'amax' } as const
+  await loadParameters(model, files, sources, { ...plan, inPlace: true }, long)
+}
+
+const fieldDifferences = (there: Record<string, unknown>, here: Record<string, unknown>): string[] =>
+  Object.keys({ ...there, ...here })
+    .filter((key) => JSON.stringify(there[key]) !== JSON.stringify(here[key]))
+    .map((key) => `${key} is ${JSON.stringify(there[key])} there and ${JSON.stringify(here[key])} here`)
 
 /** An error of the caller's own onProgress ends the load and is what it rejects with. */
 async function loadParameters(

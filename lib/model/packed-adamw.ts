@@ -9,6 +9,7 @@ import type {
 } from '../../types/options'
 import {
   checkBoolean,
+  checkFloat32,
   checkFunction,
   checkInteger,
   checkNumber,
@@ -17,8 +18,10 @@ import {
   checkPath,
   checkSeed,
   checkSignal,
+  checkString,
   wrongShape,
   wrongType,
+  wrongValue,
 } from '../check'
 import { awaitNative, callNative } from '../errors'
 import { native } from '../native'
@@ -94,10 +97,20 @@ export function checkOptimizerOptions(
   }
 }
 
+/** Moments of one parameter, divided by 1 − βᵗ already. */
+export interface AdamMoments {
+  m: Float32Array
+  v: Float32Array
+  /** t: updates that the parameter has had. */
+  updates: number
+}
+
 /** AdamW whose state is packed, by default to 4 bits a value. Made by `model.createOptimizer`. */
 export class PackedAdamW {
   /** Learning rate of steps that name none; may be changed between steps. */
   lr: number
+  /** @internal */
+  readonly plan: OptimizerPlan
   readonly #native: NativeOptimizer
   readonly #vocabSize: number
   readonly #created: Promise<void>
@@ -105,6 +118,7 @@ export class PackedAdamW {
   /** @internal */
   constructor(model: NativeModel, plan: OptimizerPlan, vocabSize: number) {
     this.lr = plan.lr
+    this.plan = plan
     this.#vocabSize = vocabSize
     this.#native = callNative(() => new (native().Optimizer)(model, plan.native))
     this.#created = awaitNative(() => this.#native.create())
@@ -166,6 +180,30 @@ export class PackedAdamW {
     const file = checkPath('path', path)
     await this.#created
     return awaitNative(() => this.#native.load(file))
+  }
+
+  /** The bias-corrected moments of a parameter that trains, row-major, and how many updates it has had. */
+  async readMoments(name: string): Promise<AdamMoments> {
+    checkString('name', name)
+    await this.#created
+    const { moments, updates } = await awaitNative(() => this.#native.readMoments(name))
+    const count = moments.length / 2
+    return { m: moments.subarray(0, count), v: moments.subarray(count), updates }
+  }
+
+  /**
+   * Sets them: exactly with 'fp32' moments, rounded to nearest with 'bf16', else rounded as a step rounds them. The next
+   * step is not clipped by the norm of one before it.
+   */
+  async writeMoments(name: string, { m, v, updates }: AdamMoments): Promise<void> {
+    checkString('name', name)
+    checkFloat32('m', m, [m?.length])
+    checkFloat32('v', v, [m.length])
+    if (!m.every(Number.isFinite)) throw wrongValue('finite numbers', 'm', m)
+    if (!v.every((x) => x >= 0 && x < Infinity)) throw wrongValue('finite numbers of at least 0', 'v', v)
+    checkInteger('updates', updates, 0)
+    await this.#created
+    await awaitNative(() => this.#native.writeMoments(name, m, v, updates))
   }
 
   /** Bytes of moments, masters and residuals. */

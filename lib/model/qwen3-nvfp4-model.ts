@@ -1,5 +1,6 @@
 import type { CheckpointLayout, ParameterSource } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
+import type { LongOperationOptions } from '../../types/format'
 import type { NativeDevice, NativeForwardArgs, NativeGradientOptions, NativeModel } from '../../types/native'
 import type {
   CachedForwardOptions,
@@ -26,7 +27,7 @@ import { checkConfig } from './checkpoint'
 import { DifferentiableForwardResult, ForwardResult } from './forward-result'
 import { generateTokens } from './generate'
 import { defaultCacheDtype, KvCache, nativeCache } from './kv-cache'
-import { initializeNative, loadNative, type OpenedModel } from './load-model'
+import { initializeNative, loadNative, type OpenedModel, restoreNative } from './load-model'
 import { Loss } from './loss'
 import { estimateMemory, type MemoryUse } from './memory'
 import { checkOptimizerOptions, PackedAdamW } from './packed-adamw'
@@ -228,6 +229,15 @@ export class Qwen3Nvfp4Model {
       fold: (name, twoLevel) => awaitNative(() => this.#native.foldResidual(name, twoLevel)),
     }
     return saveDat(source, path, { config: this.config, layout: this.#layout }, options)
+  }
+
+  /**
+   * Reads a `.dat` that `saveDat` wrote of this model into the memory that the weights have. Another configuration or
+   * storage is refused (STATE_MISMATCH) before anything changes. Gradients are dropped.
+   */
+  async restoreDat(path: string | URL, options?: LongOperationOptions): Promise<void> {
+    await restoreNative(this.#native, this.config, path, options)
+    await this.zeroGrad()
   }
 
   /** Bytes in use on the device by kind, and of this model; on a GPU also what is free there. */

@@ -79,6 +79,8 @@ export interface TrainResult {
   /** Lowest validation loss and its step. */
   best?: { loss: number; step: number }
   skippedSteps: number
+  /** Samples that were cut, with `truncate`. */
+  truncatedSamples: number
   /** Counted labels and seconds of this run. */
   tokens: number
   seconds: number
@@ -88,6 +90,7 @@ export interface TrainResult {
 
 export interface DoneEvent extends TrainResult {
   type: 'done'
+  step: number
 }
 
 export type TrainerEvent = StepEvent | EvalEvent | SampleEvent | CheckpointEvent | WarningEvent | DoneEvent

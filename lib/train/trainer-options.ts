@@ -10,7 +10,7 @@ import type { ScheduleOptions } from './schedule'
 import type { TrainableSelection } from './trainable'
 
 /** What the Trainer makes of its other options. */
-type OwnOptimizerOptions = Omit<OptimizerOptions, 'lr' | 'weightDecay' | 'decayNorms' | 'trainable'>
+export type OwnOptimizerOptions = Omit<OptimizerOptions, 'lr' | 'weightDecay' | 'decayNorms' | 'trainable'>
 
 export interface TrainerOptions
   extends ScheduleOptions, Pick<BatchOptions, 'batchSize' | 'maxTokens' | 'pack' | 'shuffle' | 'truncate'> {
@@ -41,8 +41,6 @@ export interface TrainerOptions
   maxGradNorm?: number
   /** What the backward pass computes again; see LossOptions. Default: 'all'. */
   recompute?: Recompute
-  /** Leave out steps whose loss is above this many times the mean of the last 32, above 1. Default: none. */
-  skipLossFactor?: number
 
   /** Data that is not trained on, whose loss is measured. Default: none. */
   validation?: BatchSource
@@ -76,8 +74,6 @@ export interface TrainerOptions
 
   /** File of JSON lines, an event each, to which this run is added. Default: none. */
   logFile?: string | URL
-  /** File of the curve of the loss, `.svg` or `.png`, written at checkpoints and at the end. Default: none. */
-  lossCurve?: string | URL
   /** Whether to show a progress bar on stderr. Default: false. */
   progress?: boolean
 
