@@ -1,6 +1,6 @@
 /** From text files to batches of token ids. */
 import { readFile } from 'node:fs/promises'
-import type { Tokenizer } from 'qwen3-nvfp4'
+import { answerSample, type Tokenizer } from 'qwen3-nvfp4'
 import { makeByteTokenizer, type ByteTokenizer } from '../support/make-byte-tokenizer'
 import type { RunSettings } from './settings'
 
@@ -62,13 +62,14 @@ interface Row {
 /** The label that has no loss. */
 const ignored = -100
 
-/** One turn as the chat template renders it; only the answer and the `<|im_end|>` that closes it have labels. */
+/** One turn, of which the answer has labels, and the line break that the chat template puts in front of the next. */
 function turnRow(tokenizer: Tokenizer, { prompt, answer }: Pair): Row {
-  const question = { role: 'user', content: prompt } as const
-  const asked = tokenizer.applyChatTemplate([question], { addGenerationPrompt: true })
-  const ids = [...tokenizer.applyChatTemplate([question, { role: 'assistant', content: answer }])]
-  const end = ids.lastIndexOf(tokenizer.eosTokenId!)
-  return { ids, labels: ids.map((id, i) => (i >= asked.length && i <= end ? id : ignored)) }
+  const { ids, labels } = answerSample(tokenizer, [
+    { role: 'user', content: prompt },
+    { role: 'assistant', content: answer },
+  ])
+  const lineBreak = [...tokenizer.encode('\n')]
+  return { ids: [...ids, ...lineBreak], labels: [...labels, ...lineBreak.map(() => ignored)] }
 }
 
 /** Draws batches of running text and of conversations. */

@@ -1,5 +1,5 @@
 /** Milliseconds of work between two looks at the event loop; with the longest single piece of work it stays below 10. */
-const sliceMs = 4
+const sliceMs = 2
 
 /** Cuts long preparation into slices, between which timers and callbacks run, and ends it when a signal is aborted. */
 export class Pacer {

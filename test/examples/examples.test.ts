@@ -1,8 +1,9 @@
 /** Every example runs as a user runs it: a process of its own, on a tiny model made here. */
 import { execFile } from 'node:child_process'
-import { existsSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { promisify } from 'node:util'
+import { Tokenizer, TrainingData } from 'qwen3-nvfp4'
 import { makeByteTokenizer, writeByteTokenizer } from '../../examples/support/make-byte-tokenizer'
 import { temporaryFolder } from '../support/files'
 import { tinyConfig, tinyModel } from '../support/tiny-model'
@@ -72,4 +73,27 @@ test('inspect-dat lists entries, or the bytes of one', async () => {
   const norm = await run('inspect-dat.ts', model, 'model.norm.weight')
   expect(norm.stdout).toMatch(/^model\.norm\.weight: 128 bytes, 3 different\n {2}0x00 {2}50\.0%\n/)
   expect((await run('inspect-dat.ts', model, 'none')).stderr).toMatch('DAT_NO_SUCH_KEY')
+})
+
+test('make-identity-data writes different prompts with one answer, others held out, and the same again', async () => {
+  const [output, heldOut] = [join(folder, 'identity.tsv'), join(folder, 'held-out.tsv')]
+  const args = ['--output', output, '--target', '我是 F# 之神', '--count', '300', '--seed', '7', '--held-out', heldOut]
+  expect((await run('make-identity-data.ts', ...args)).stderr).toBe('')
+  const [first, probes] = [readFileSync(output, 'utf8'), readFileSync(heldOut, 'utf8')]
+  const pairs = [first, probes].map((text) =>
+    text
+      .trimEnd()
+      .split('\n')
+      .slice(1)
+      .map((line) => line.split('\t')),
+  )
+  expect(pairs.map(({ length }) => length)).toEqual([300, 100])
+  expect(new Set(pairs.flat().map(([prompt]) => prompt)).size).toBe(400)
+  expect(new Set(pairs.flat().map(([, answer]) => answer))).toEqual(new Set(['我是 F# 之神']))
+  const tokenizer = await Tokenizer.fromFile(folder)
+  expect((await TrainingData.fromTsv([output, heldOut], { tokenizer })).sampleCount).toBe(400)
+  await run('make-identity-data.ts', ...args)
+  expect(readFileSync(output, 'utf8')).toBe(first)
+  const refused = await run('make-identity-data.ts', '--output', output, '--target', 'x', '--count', '1e9')
+  expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching('--count must be a whole number')])
 })

@@ -269,6 +269,21 @@ describe('TrainingData.fromText', () => {
     expect((await aborted).message).toBe('stop')
   })
 
+  it('is tokenised in slices between which the event loop runs', async () => {
+    const data = await read('words and words\n'.repeat(20_000))
+    let turns = 0
+    const count = () => {
+      turns++
+      waiting = setImmediate(count)
+    }
+    let waiting = setImmediate(count)
+    const begin = performance.now()
+    expect((await collect(data, { maxTokens: 4000 })).length).toBe(81)
+    clearImmediate(waiting)
+    // A slice is 2 ms and one piece of text.
+    expect(turns).toBeGreaterThan((performance.now() - begin) / 40)
+  })
+
   it('shuffles and resumes', async () => {
     const data = await read(Array.from({ length: 300 }, (_, i) => String.fromCodePoint(0x4e00 + i)).join(''))
     const settings = { maxTokens: 7, batchSize: 4, epochs: 2 }
