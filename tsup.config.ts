@@ -1,13 +1,16 @@
 import { defineConfig } from 'tsup'
 
-// Two entries: the whole SDK, and the .dat codec alone for tools that never load the addon.
-export default defineConfig({
-  entry: { index: 'lib/index.ts', dat: 'lib/dat.ts' },
-  format: ['esm', 'cjs'],
-  dts: true,
-  clean: true,
-  shims: true,
-  target: 'node20',
-  sourcemap: true,
-  splitting: false,
-})
+const shared = { target: 'node20', sourcemap: true, splitting: false, shims: true } as const
+
+export default defineConfig([
+  // Two entries: the whole SDK, and the .dat codec alone for tools that never load the addon.
+  {
+    ...shared,
+    entry: { index: 'lib/index.ts', dat: 'lib/dat.ts' },
+    format: ['esm', 'cjs'],
+    dts: true,
+    clean: ['!cli.*'],
+  },
+  // The command imports the package by name, as its users do.
+  { ...shared, entry: { cli: 'lib/cli/main.ts' }, format: ['esm'], external: ['qwen3-nvfp4'] },
+])

@@ -1,12 +1,20 @@
 // Fails when a file includes or imports against the arrows of CONTRIBUTING.md ("a <- b": b may use a).
 //   C++: core <- format <- ops <- model <- train <- binding;  <napi.h> only in binding;  <cuda_runtime.h> never in a header
-//   TS:  types <- lib/{errors,check,native} <- lib/{ops,format} <- lib/model <- lib/chat <- lib/train <- lib/index
+//   TS:  types <- lib/{errors,check,native} <- lib/{ops,format} <- lib/model <- lib/chat <- lib/train <- lib/index <- lib/cli
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const CPP_LAYERS = ['core', 'format', 'ops', 'model', 'train', 'binding']
-const TS_LAYERS = [['types'], ['lib'], ['lib/ops', 'lib/format'], ['lib/model'], ['lib/chat'], ['lib/train']]
+const TS_LAYERS = [
+  ['types'],
+  ['lib'],
+  ['lib/ops', 'lib/format'],
+  ['lib/model'],
+  ['lib/chat'],
+  ['lib/train'],
+  ['lib/cli'],
+]
 const ENTRIES = ['lib/index.ts', 'lib/dat.ts'] // tables of contents: may import from anywhere
 
 const files = (root, pattern) =>
@@ -50,6 +58,8 @@ export function checkTs(file, text) {
     if (ENTRIES.includes(target)) problems.push(`${file}: must not import an entry (${target})`)
     if (tsLayer(target) > tsLayer(file)) problems.push(`${file}: must not import ${target}, which lies above it`)
   }
+  if (tsLayer(file) < TS_LAYERS.length - 1 && imported(text).some((path) => path.startsWith('qwen3-nvfp4')))
+    problems.push(`${file}: only lib/cli imports the package by name`)
   if (file !== 'lib/native.ts' && imported(text).includes('bindings'))
     problems.push(`${file}: only lib/native.ts loads the addon`)
   return problems

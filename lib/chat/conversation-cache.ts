@@ -14,11 +14,12 @@ export class ConversationCache {
   readonly cache: ChatCache
   readonly #model: ChatModel
   /** Undefined when a failure has left the content unknown. */
-  #ids: Int32Array | undefined = new Int32Array(0)
+  #ids: Int32Array | undefined
 
-  constructor(model: ChatModel, cache: ChatCache) {
+  constructor(model: ChatModel, cache: ChatCache, ids: Int32Array) {
     this.#model = model
     this.cache = cache
+    this.#ids = ids
   }
 
   /** The ids that the cache holds, as far as is known. */

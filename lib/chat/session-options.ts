@@ -1,6 +1,6 @@
 import type { ChatCache, ChatMessage, ChatModel, ChatTool, TextOptions } from '../../types/chat'
 import type { CacheDtype } from '../../types/options'
-import { checkInteger, checkOptions, wrongType, wrongValue } from '../check'
+import { checkInt32Values, checkInteger, checkOptions, wrongType, wrongValue } from '../check'
 import { checkMessages } from './chat-template'
 import type { Tokenizer } from './tokenizer'
 
@@ -11,8 +11,16 @@ export interface ChatSessionOptions {
   systemPrompt?: string
   /** The conversation so far. Default: none. */
   messages?: readonly ChatMessage[]
-  /** An empty cache for this session alone, which stays the caller's to dispose. Default: one of its own. */
+  /**
+   * A cache for this session alone, empty or holding `cacheIds`, which stays the caller's to dispose. Default: one of
+   * its own.
+   */
   cache?: ChatCache
+  /**
+   * The ids whose keys and values `cache` holds, such as one that was restored: `cacheIds` of the session that saved it.
+   * What the conversation has in common with them is not computed again. Default: none.
+   */
+  cacheIds?: Int32Array | readonly number[]
   /** Tokens of the whole conversation that the session's own cache may hold. Default: 4096. */
   contextTokens?: number
   /** Element type of the session's own cache. Default: the model's. */
@@ -31,6 +39,7 @@ const optionNames: (keyof ChatSessionOptions)[] = [
   'systemPrompt',
   'messages',
   'cache',
+  'cacheIds',
   'contextTokens',
   'cacheDtype',
   'generation',
@@ -39,14 +48,18 @@ const optionNames: (keyof ChatSessionOptions)[] = [
 ]
 
 export function checkSessionOptions(options: ChatSessionOptions): ChatSessionOptions {
-  const { model, tokenizer, systemPrompt, messages, cache, contextTokens } = checkOptions(
+  const { model, tokenizer, systemPrompt, messages, cache, cacheIds, contextTokens } = checkOptions(
     options,
     'options',
     optionNames,
   )
   if (typeof model?.generate !== 'function') throw wrongType('a model', 'model', model)
   if (typeof tokenizer?.applyChatTemplate !== 'function') throw wrongType('a Tokenizer', 'tokenizer', tokenizer)
-  if (cache !== undefined && cache?.seqLen !== 0) throw wrongValue('an empty cache', 'cache', cache)
+  const held = cacheIds === undefined ? 0 : checkInt32Values('cacheIds', cacheIds, 0, 2 ** 31 - 1).length
+  if (held > 0 && cache === undefined) throw wrongValue('nothing without a cache', 'cacheIds', cacheIds)
+  if (cache !== undefined && cache?.seqLen !== held) {
+    throw wrongValue(held === 0 ? 'an empty cache' : `a cache of ${held} tokens, as cacheIds has,`, 'cache', cache)
+  }
   if (contextTokens !== undefined) checkInteger('contextTokens', contextTokens, 1)
   if (messages !== undefined) checkMessages(messages)
   if (systemPrompt === undefined) return options

@@ -58,7 +58,7 @@ export class ChatSession {
   #disposed = false
 
   constructor(options: ChatSessionOptions) {
-    const { model, tokenizer, systemPrompt, messages = [], cache } = checkSessionOptions(options)
+    const { model, tokenizer, systemPrompt, messages = [], cache, cacheIds = [] } = checkSessionOptions(options)
     this.#model = model
     this.#tokenizer = tokenizer
     this.#generation = { ...options.generation }
@@ -72,6 +72,7 @@ export class ChatSession {
     this.#held = new ConversationCache(
       model,
       cache ?? model.createKvCache({ maxTokens: contextTokens, ...(cacheDtype && { dtype: cacheDtype }) }),
+      Int32Array.from(cacheIds),
     )
   }
 
@@ -95,6 +96,11 @@ export class ChatSession {
 
   get cache(): ChatCache {
     return this.#held.cache
+  }
+
+  /** The ids whose keys and values the cache holds, to be kept beside a saved cache. */
+  get cacheIds(): Int32Array {
+    return this.#held.ids.slice()
   }
 
   /** Tokens of the rendered conversation up to the last answer; after a turn also `cache.seqLen`. */
@@ -151,7 +157,7 @@ export class ChatSession {
     return toTranscript(this.#messages)
   }
 
-  /** Writes the conversation, whole or not at all: a message a line to a name ending with .jsonl, else one JSON object. */
+  /** Writes the conversation as `writeTranscript` does: .jsonl, .txt or JSON by the name. */
   async saveTranscript(path: string | URL): Promise<void> {
     await writeTranscript(path, this.#messages)
   }

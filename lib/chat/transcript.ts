@@ -55,12 +55,21 @@ export async function readTranscript(path: string | URL): Promise<ChatMessage[]>
   )
 }
 
-/** Writes a transcript, whole or not at all: one message a line when the name ends with .jsonl, else one JSON object. */
+/** For people to read: every message under its role. */
+const toText = (messages: readonly ChatMessage[]) =>
+  messages.map(({ role, content }) => `${role}:\n${content}\n`).join('\n')
+
+/**
+ * Writes a transcript, whole or not at all: one message a line when the name ends with .jsonl, text for people that
+ * cannot be read back when it ends with .txt, else one JSON object.
+ */
 export async function writeTranscript(path: string | URL, messages: readonly ChatMessage[]): Promise<void> {
   const file = checkPath('path', path)
   checkMessages(messages)
   const text = isLines(file)
     ? messages.map((message) => `${JSON.stringify(message)}\n`).join('')
-    : `${JSON.stringify(toTranscript(messages), null, 2)}\n`
+    : file.endsWith('.txt')
+      ? toText(messages)
+      : `${JSON.stringify(toTranscript(messages), null, 2)}\n`
   await writeFileAtomic(file, new TextEncoder().encode(text))
 }

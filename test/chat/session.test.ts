@@ -231,6 +231,27 @@ describe('ChatSession', () => {
     expect(() => open(scripted(), { cache })).toThrow('Expected an empty cache for cache')
   })
 
+  test('goes on with a restored cache and computes only what it does not hold', async () => {
+    const first = open(scripted('hi', 'again'), { systemPrompt: 'S' })
+    await first.prompt('q')
+    const cache = new FakeCache(200)
+    cache.ids = [...cacheOf(first).ids]
+    const model = scripted('hi', 'again')
+    const second = open(model, { messages: first.messages, cache, cacheIds: first.cacheIds })
+    expect(await second.prompt('r')).toBe('again')
+    expect(second.lastTurn!.cachedTokens).toBe(first.tokenCount)
+    expectInStep(second)
+    // Another conversation keeps what it has in common: here the system prompt.
+    const third = open(scripted('hi'), { systemPrompt: 'S', cache, cacheIds: second.cacheIds })
+    expect(await third.prompt('p')).toBe('hi')
+    expect(third.lastTurn!.cachedTokens).toBeGreaterThan(0)
+    expectInStep(third)
+    expect(() => open(model, { cache, cacheIds: [1] })).toThrow(
+      'Expected a cache of 1 tokens, as cacheIds has, for cache',
+    )
+    expect(() => open(model, { cacheIds: [1] })).toThrow('Expected nothing without a cache for cacheIds')
+  })
+
   test('goes back to the system prompt on reset', async () => {
     const session = open(scripted('a', 'b'), { systemPrompt: 'S' })
     await session.prompt('q')

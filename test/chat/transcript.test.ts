@@ -40,6 +40,13 @@ describe('transcripts', () => {
     expect(model.prefilledTokens - computed).toBeLessThan(40)
   })
 
+  test('text is for people: roles and contents, which cannot be read back', async () => {
+    const path = join(folder, 'chat.txt')
+    await writeTranscript(path, messages)
+    expect(await readFile(path, 'utf8')).toBe('system:\nS\n\nuser:\n你是誰\n"?"\n\nassistant:\n我是 F# 之神\n')
+    await expect(readTranscript(path)).rejects.toMatchObject({ code: 'TRANSCRIPT_INVALID' })
+  })
+
   test('JSON Lines has one message a line', async () => {
     const path = join(folder, 'chat.jsonl')
     await writeTranscript(path, messages)

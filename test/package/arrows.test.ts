@@ -28,6 +28,11 @@ describe('check-arrows', () => {
     expect(problems('checkTs', 'lib/format/x.ts', "import { a } from '../model/y'\n")).toHaveLength(1)
   })
 
+  it('bites on a file of the library that imports the package by name, as the command does', () => {
+    expect(problems('checkTs', 'lib/train/x.ts', "import { a } from 'qwen3-nvfp4'\n")).toHaveLength(1)
+    expect(problems('checkTs', 'lib/cli/x.ts', "import { a } from 'qwen3-nvfp4'\n")).toEqual([])
+  })
+
   it.each([
     "import { a } from '../lib/index'",
     "import {\n  a,\n  b,\n} from '../../lib/index'",

@@ -1,5 +1,5 @@
 /** The guard on readings made here; the command's tests have it act on real processes. */
-import type { Qwen3Nvfp4Error} from 'qwen3-nvfp4';
+import type { Qwen3Nvfp4Error } from 'qwen3-nvfp4'
 import { MemoryGuard, type MemoryGuardOptions, type MemoryReading, readMemory } from 'qwen3-nvfp4'
 
 const gib = 2 ** 30

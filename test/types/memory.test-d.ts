@@ -1,6 +1,5 @@
 import { expectAssignable, expectError, expectType } from 'tsd'
-import type {
-  Qwen3Nvfp4Error} from 'qwen3-nvfp4';
+import type { Qwen3Nvfp4Error } from 'qwen3-nvfp4'
 import {
   MemoryGuard,
   type MemoryGuardOptions,
