@@ -1,5 +1,5 @@
 /** One run of our trainer: `tsx ours.ts FOLDER DEVICE RUN`, RUN as JSON. Prints a line of JSON every REPORT steps and at the end. */
-import { Qwen3Nvfp4Model } from 'qwen3-nvfp4'
+import { type PackedAdamW, Qwen3Nvfp4Model, type TrainBatch } from 'qwen3-nvfp4'
 import { Batches, rate } from './batches'
 import type { Run } from './runs'
 
@@ -21,6 +21,15 @@ async function heldOutLoss(model: Qwen3Nvfp4Model, batches: Batches): Promise<nu
   return mean(losses)
 }
 
+async function trainStep(model: Qwen3Nvfp4Model, optimizer: PackedAdamW, batch: TrainBatch, lr: number) {
+  const options = { lr, maxGradNorm: 1 }
+  if (run.clip !== 'exact') return optimizer.trainStep(batch, { ...options, recompute: 'none' })
+  const { ids, labels, shifted } = batch
+  const loss = await model.loss(ids, labels, { shifted, recompute: 'none' })
+  await loss.backward()
+  return { loss: loss.value, ...(await optimizer.step(options)) }
+}
+
 async function main(): Promise<void> {
   await using model = await Qwen3Nvfp4Model.load(`${folder}/${run.from}`, { device, ...run.load })
   await using optimizer = model.createOptimizer({
@@ -37,8 +46,7 @@ async function main(): Promise<void> {
   for (let step = 0; step < run.steps; step++) {
     const batch = { ...batches.at(step), shifted: true }
     const start = performance.now()
-    const options = { lr: rate(run, step), maxGradNorm: 1, recompute: 'none' as const }
-    const { loss, updateRms, changedCodes, gradNorm } = await optimizer.trainStep(batch, options)
+    const { loss, updateRms, changedCodes, gradNorm } = await trainStep(model, optimizer, batch, rate(run, step))
     seconds += (performance.now() - start) / 1000
     losses.push(loss)
     const last = step + 1 === run.steps

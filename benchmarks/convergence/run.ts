@@ -127,8 +127,9 @@ async function main(): Promise<void> {
   if (prepared.status !== 0) throw new Error(`prepare.py ended with ${prepared.status}`)
   console.log(`${Math.round(elapsed())} s prepared; ${gpus.length} x ${values.slots} processes`)
   const seeds = values.seeds.split(',').map(Number)
+  const planned = new Map(plan!(size!).map((run) => [run.id, run])) // a plan may ask for a run twice
   await executeAll(
-    plan!(size!).filter(({ seed }) => seeds.includes(seed)),
+    [...planned.values()].filter(({ seed }) => seeds.includes(seed)),
     gpus,
   )
   const text = tables(lines)

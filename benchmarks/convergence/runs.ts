@@ -22,6 +22,8 @@ export interface Run {
   /** Ours: how the weights are loaded and what the optimizer keeps. */
   load?: LoadOptions
   optimizer?: OptimizerOptions
+  /** Ours: 'late' is trainStep(), 'exact' keeps the gradients and clips by their own norm. Default: 'late'. */
+  clip?: 'late' | 'exact'
   /** Peer: 'fp32', or 'prior' for the prior system's state. */
   state?: 'fp32' | 'prior'
   /** Peer: the folder that its weights are saved to at the end. */
@@ -33,6 +35,7 @@ export interface Arm {
   program: Run['program']
   load?: LoadOptions
   optimizer?: OptimizerOptions
+  clip?: Run['clip']
   state?: Run['state']
   betas?: [number, number]
 }
@@ -79,25 +82,30 @@ export const arms: Record<string, Arm> = {
     ...ours('everything NVFP4, β₁ .95', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
     betas: [0.95, 0.95],
   },
+  'dense-exact-clip': {
+    ...ours('fp32 weights and moments, clipped by their own norm', { weights: 'fp32' }, { moments: 'fp32' }),
+    clip: 'exact',
+  },
+  'straight-through-exact-clip': {
+    ...ours('fp32 masters and moments, clipped by their own norm', nvfp4, { weights: 'fp32', moments: 'fp32' }),
+    clip: 'exact',
+  },
+  'nvfp4-exact-clip': {
+    ...ours('everything NVFP4, clipped by their own norm', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
+    clip: 'exact',
+  },
+  'nvfp4-slow-v': {
+    ...ours('everything NVFP4, β₂ .99', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
+    betas: [0.9, 0.99],
+  },
   'straight-through-beta95': {
     ...ours('fp32 masters and moments, β₁ .95', nvfp4, { weights: 'fp32', moments: 'fp32' }),
     betas: [0.95, 0.95],
   },
 }
 
-/** Arms that the published table has; the others are ideas that were measured. */
-const published = [
-  reference,
-  'nvfp4',
-  'residual',
-  'moments-nvfp4',
-  'residual-aside',
-  'dense',
-  'nvfp4-int8',
-  'moments-int8',
-  'nvfp4-fp32',
-  'dense-moments-nvfp4',
-]
+/** Arms of every rate; the others are run at one rate, or are ideas that were measured. */
+const main = [reference, 'moments-nvfp4', 'residual', 'nvfp4', 'dense']
 
 export interface Size {
   scratch: Pick<Run, 'steps' | 'warmup' | 'batch' | 'tokens'>
@@ -145,25 +153,34 @@ const each = <T>(list: readonly T[], make: (item: T) => Run[]): Run[] => list.fl
 export const plans: Record<string, (size: Size) => Run[]> = {
   check: (size) => [
     scratch(size, 'peer', MIDDLE),
-    ...each([reference, 'nvfp4', 'residual', 'dense'], (arm) => [scratch(size, arm, MIDDLE)]),
-    scratch(size, 'prior', MIDDLE),
+    ...each([reference, 'nvfp4', 'residual', 'dense', 'dense-exact-clip', 'prior'], (arm) => [
+      scratch(size, arm, MIDDLE),
+    ]),
     ...each(['nvfp4', 'peer', 'prior'], (arm) => [tuning(size, arm, 1e-4)]),
   ],
   full: (size) => [
-    scratch(size, 'peer', MIDDLE),
-    ...each(['prior', ...published], (arm) => [scratch(size, arm, MIDDLE)]),
-    ...each([5e-4, 2e-3], (lr) => each([...published, 'peer'], (arm) => [scratch(size, arm, lr)])),
-    ...each([1e-4, 3e-5, 1e-5], (lr) => each([...published, 'peer'], (arm) => [tuning(size, arm, lr)])),
-    ...each([1e-4, 1e-5], (lr) => [tuning(size, 'prior', lr)]),
-    ...each([2, 3], (seed) => each(published.slice(0, 6), (arm) => [scratch(size, arm, MIDDLE, seed)])),
-    ...each([2, 3], (seed) => each(published.slice(0, 5), (arm) => [tuning(size, arm, 3e-5, seed)])),
+    ...each([MIDDLE, 5e-4, 2e-3], (lr) => [scratch(size, 'peer', lr)]),
+    ...each([MIDDLE, 2e-3, 5e-4], (lr) => each(main, (arm) => [scratch(size, arm, lr)])),
+    ...each(['dense-exact-clip', 'straight-through-exact-clip'], (arm) => [scratch(size, arm, MIDDLE)]),
+    ...each([1e-4, 3e-5, 1e-5], (lr) => each([...main, 'peer'], (arm) => [tuning(size, arm, lr)])),
+    ...each(['prior', 'residual-aside', 'nvfp4-int8', 'moments-int8'], (arm) => [scratch(size, arm, MIDDLE)]),
+    ...each([1e-4, 1e-5], (lr) => each(['prior', 'residual-aside', 'nvfp4-int8'], (arm) => [tuning(size, arm, lr)])),
+    ...each([2, 3], (seed) => each(main, (arm) => [scratch(size, arm, MIDDLE, seed)])),
+    ...each([2, 3], (seed) => each(main, (arm) => [tuning(size, arm, 3e-5, seed)])),
+    ...plans['ideas']!(size),
   ],
   ideas: (size) => [
-    scratch(size, 'peer', MIDDLE),
-    ...each([MIDDLE, 2e-3], (lr) =>
-      each([reference, 'nvfp4', 'nvfp4-beta95', 'straight-through-beta95'], (arm) => [scratch(size, arm, lr)]),
-    ),
-    ...each(['nvfp4-dense-embedding', 'nvfp4-four-over-six'], (arm) => [scratch(size, arm, MIDDLE)]),
-    ...each([reference, 'nvfp4'], (arm) => [scratch(size, arm, 4e-3)]),
+    ...each([MIDDLE, 2e-3], (lr) => [scratch(size, reference, lr)]),
+    ...each(['nvfp4', reference], (arm) => [scratch(size, arm, 4e-3)]),
+    scratch(size, 'nvfp4-fp32', MIDDLE),
+    ...each(['nvfp4-beta95', 'nvfp4-dense-embedding', 'nvfp4-slow-v', 'nvfp4-exact-clip'], (arm) => [
+      scratch(size, arm, MIDDLE),
+    ]),
+    scratch(size, 'nvfp4-beta95', 2e-3),
+    scratch(size, 'residual-aside', 2e-3),
+    scratch(size, 'nvfp4-int8', 2e-3),
+    scratch(size, 'nvfp4-four-over-six', MIDDLE),
+    scratch(size, 'straight-through-beta95', MIDDLE),
+    scratch(size, 'dense-moments-nvfp4', MIDDLE),
   ],
 }
