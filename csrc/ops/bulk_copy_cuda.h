@@ -41,6 +41,12 @@ __device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_
                : "memory");
 }
 
+// A barrier of kThreads threads of the block, whole warps; 0 is that of __syncthreads().
+template <int kThreads>
+__device__ __forceinline__ void sync_threads(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
 #endif
 
 }  // namespace qn

@@ -162,29 +162,8 @@ struct Producer {
   }
 };
 
-template <int kThreads>
-__device__ __forceinline__ void sync_threads(int barrier) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
-}
-
 // By 2^64, so that products with small x stay normal numbers.
 __device__ __forceinline__ uint32_t scale_x(uint32_t pair) { return multiply_bf16x2(pair, 0x5f805f80u); }
-
-__device__ __forceinline__ uint32_t load_shared2(uint32_t from) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(from) : "memory");
-  return v;
-}
-__device__ __forceinline__ uint32_t load_shared1(uint32_t from) {
-  uint32_t v;
-  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
-  return v;
-}
-__device__ __forceinline__ uint2 load_shared8(uint32_t from) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
-  return v;
-}
 
 // sum += scale · the lane's 16 columns of its row, as b has them (stage_eight).
 __device__ __forceinline__ void multiply_block(float& sum, uint32_t first, uint32_t second, const uint4& b,

@@ -1,10 +1,12 @@
 // Chains of products of one token on device 0 from host arrays, bf16 as Uint16Array, and for benchmarks:
 //   decodeChainCuda(outputs[], products[], x, h | null, { launches?: 1, layout })
 //                products: { weights[], source, norm?, swiglu?, accumulate?, f32? }; outputs of f32 Float32Array
-//   decodeChainCudaTime({ layers, variants: layout[] }, replays)
-//                µs of Qwen3-4B's products and embedding of a token, on random data, without attention: o reads q
+//   decodeChainCudaTime({ layers, H, Q, KV, F, V, independent?, variants: layout[] }, replays)
+//                µs of the embedding and products of a token, on random data, without attention: o reads q, of Q rows;
+//                independent: every product reads what was there before
 //   decodeChainObstacleCuda(products[])   a reason, or ''
 // layout stands for the fields of ChainTuning.
+#include <algorithm>
 #include <vector>
 
 #include "binding/ops/cuda_ops.h"
@@ -122,36 +124,45 @@ Napi::Value run_obstacle(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), obstacle ? obstacle : "");
 }
 
-// Embedding, products and head of a token of Qwen3-4B.
+// Embedding, products and head of a token.
 struct TimedChain {
-  static constexpr int64_t kHidden = 2560, kQuery = 4096, kKeys = 1024, kFfn = 9728, kVocab = 151936, kHeadDim = 128;
+  static constexpr int64_t kHeadDim = 128;
 
+  int64_t layers, H, Q, KV, F, V;
+  bool independent;
   WeightRing qkv, o, gate_up, down, head;
   CudaBuffer norm, x, position, id, cosines, sines, qkv_words, o_words, act_words, down_words, logits, stages;
   ChainPlan plan;
 
-  explicit TimedChain(int64_t layers)
-      : qkv(kQuery + 2 * kKeys, kHidden, layers),
-        o(kHidden, kQuery, layers),
-        gate_up(2 * kFfn, kHidden, layers),
-        down(kHidden, kFfn, layers),
-        head(kVocab, kHidden, 1),
-        norm(ones(kHidden)),
-        x(random_bf16(kHidden)),
+  explicit TimedChain(const Napi::Value& dims)
+      : layers(option(dims, "layers")),
+        H(option(dims, "H")),
+        Q(option(dims, "Q")),
+        KV(option(dims, "KV")),
+        F(option(dims, "F")),
+        V(option(dims, "V")),
+        independent(flag(member(dims, "independent"))),
+        qkv(Q + 2 * KV, H, layers),
+        o(H, Q, layers),
+        gate_up(2 * F, H, layers),
+        down(H, F, layers),
+        head(V, H, 1),
+        norm(ones(H)),
+        x(random_bf16(std::max({H, Q, F}))),
         position(zeros(4)),
         id(zeros(4)),
         cosines(kHeadDim * 2),
         sines(kHeadDim * 2),
-        qkv_words(zeros((kQuery + 2 * kKeys) * 4)),
-        o_words(zeros(kHidden * 4)),
-        act_words(zeros(kFfn * 4)),
-        down_words(zeros(kHidden * 4)),
-        logits(kVocab * 4),
-        plan(plan_chain(products(layers))) {
+        qkv_words(zeros((Q + 2 * KV) * 4)),
+        o_words(zeros(H * 4)),
+        act_words(zeros(F * 4)),
+        down_words(zeros(H * 4)),
+        logits(V * 4),
+        plan(plan_chain(products())) {
     stages = upload(plan);
   }
 
-  std::vector<ChainProduct> products(int64_t layers) const {
+  std::vector<ChainProduct> products() const {
     std::vector<ChainProduct> list;
     const auto add = [&](const WeightRing& ring, int64_t i, std::initializer_list<int64_t> rows,
                          const CudaBuffer& words) -> ChainProduct& {
@@ -165,18 +176,18 @@ struct TimedChain {
       }
       product.K = ring.K;
       product.messages = words.as<uint64_t>();
-      product.source = static_cast<int>(list.size()) - 1;
+      product.source = independent ? -1 : static_cast<int>(list.size()) - 1;
       return list.emplace_back(product);
     };
     for (int64_t i = 0; i < layers; ++i) {
-      add(qkv, i, {kQuery, kKeys, kKeys}, qkv_words).norm = norm.as<float>();
-      add(o, i, {kHidden}, o_words).accumulate = true;
-      ChainProduct& act = add(gate_up, i, {kFfn, kFfn}, act_words);
+      add(qkv, i, {Q, KV, KV}, qkv_words).norm = norm.as<float>();
+      add(o, i, {H}, o_words).accumulate = true;
+      ChainProduct& act = add(gate_up, i, {F, F}, act_words);
       act.norm = norm.as<float>();
       act.swiglu = true;
-      add(down, i, {kHidden}, down_words).accumulate = true;
+      add(down, i, {H}, down_words).accumulate = true;
     }
-    ChainProduct& last = add(head, 0, {kVocab}, down_words);
+    ChainProduct& last = add(head, 0, {V}, down_words);
     last.norm = norm.as<float>();
     last.messages = nullptr;
     last.y = logits.as<float>();
@@ -193,8 +204,8 @@ struct TimedChain {
     args.tuning = tuning_of(variant);
     WeightView embedding;
     embedding.storage = Storage::kNvfp4;
-    embedding.rows = kVocab;
-    embedding.cols = kHidden;
+    embedding.rows = V;
+    embedding.cols = H;
     embedding.packed = head.at(0, 0);
     return cuda_graph_microseconds(1, replays, [&](int64_t, CudaStream stream) {
       decode_begin_cuda({position.as<int32_t>(), cosines.as<float>(), sines.as<float>(), kHeadDim, 1e6,
@@ -206,7 +217,7 @@ struct TimedChain {
 };
 
 Napi::Value run_time_chain(const Napi::CallbackInfo& info) {
-  const TimedChain token(option(info[0], "layers"));
+  const TimedChain token(info[0]);
   const auto variants = member(info[0], "variants").As<Napi::Array>();
   const Napi::Array times = Napi::Array::New(info.Env(), variants.Length());
   for (uint32_t i = 0; i < variants.Length(); ++i) times.Set(i, token.time(variants.Get(i), integer(info[1])));
