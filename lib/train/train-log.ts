@@ -1,6 +1,10 @@
 import { open, type FileHandle } from 'node:fs/promises'
 import { ioError } from '../errors'
 
+/** The expectations of probes may be patterns, which JSON does not have. */
+const patternsAsText = (_: string, value: unknown): unknown =>
+  Object.prototype.toString.call(value) === '[object RegExp]' ? String(value) : value
+
 /** A file of JSON lines that a run adds to. A line that a killed process left unfinished is ended first. */
 export class TrainLog {
   readonly #path: string
@@ -29,7 +33,7 @@ export class TrainLog {
   /** Does not wait for the disk; an earlier line that could not be written is thrown here. */
   add(entry: object): void {
     if (this.#failure) throw this.#failure
-    const line = `${JSON.stringify({ time: new Date().toISOString(), ...entry })}\n`
+    const line = `${JSON.stringify({ time: new Date().toISOString(), ...entry }, patternsAsText)}\n`
     this.#written = this.#written.then(() => this.#write(line))
   }
 

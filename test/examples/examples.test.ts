@@ -11,6 +11,7 @@ import { tinyConfig, tinyModel } from '../support/tiny-model'
 const root = resolve(__dirname, '../..')
 const folder = temporaryFolder()
 const model = join(folder, 'model.dat')
+let config = tinyConfig
 
 interface Output {
   stdout: string
@@ -26,16 +27,20 @@ async function run(example: string, ...args: string[]): Promise<Output> {
 beforeAll(async () => {
   const made = makeByteTokenizer('user\nassistant\n'.repeat(20), 300)
   await writeByteTokenizer(folder, made)
-  const random = await tinyModel({}, { ...tinyConfig, vocabSize: made.vocabSize })
+  config = { ...tinyConfig, vocabSize: made.vocabSize }
+  const random = await tinyModel({}, config)
   await random.saveDat(model)
   await random.dispose()
 })
 
 test('each example says how it is used', async () => {
-  for (const example of ['load-and-chat.ts', 'stream-tokens.ts', 'fine-tune.ts', 'inspect-dat.ts']) {
+  const loading = ['load-and-chat.ts', 'stream-tokens.ts', 'fine-tune.ts', 'inspect-dat.ts']
+  const training = ['train-on-tsv.ts', 'resume.ts', 'custom-loop.ts', 'distill.ts']
+  for (const example of [...loading, ...training]) {
     const { code, stderr } = await run(example)
     expect([example, code]).toEqual([example, 2])
-    expect(stderr).toMatch(`usage: tsx examples/${example} <model.dat>`)
+    const first = example === 'distill.ts' ? '<teacher.dat>' : '<model.dat>'
+    expect(stderr).toMatch(`usage: tsx examples/${example} ${first}`)
   }
 })
 
@@ -96,4 +101,46 @@ test('make-identity-data writes different prompts with one answer, others held o
   expect(readFileSync(output, 'utf8')).toBe(first)
   const refused = await run('make-identity-data.ts', '--output', output, '--target', 'x', '--count', '1e9')
   expect([refused.code, refused.stderr]).toEqual([2, expect.stringMatching('--count must be a whole number')])
+})
+
+test('train-on-tsv teaches an answer in one call', async () => {
+  const pairs = join(folder, 'pairs.tsv')
+  const tuned = join(folder, 'trained.dat')
+  writeFileSync(pairs, '# prompt<TAB>answer\nhi\tyes\nyou\tno\n')
+  const { stdout, stderr } = await run('train-on-tsv.ts', model, folder, pairs, tuned, '60', '1e-2')
+  expect(stderr).toBe('')
+  expect(Number(stdout.match(/^60 steps, loss ([\d.]+), \d+ answer tokens\/s$/m)?.[1])).toBeLessThan(1)
+  expect(stdout).toMatch(`wrote ${tuned}, `)
+  expect((await run('load-and-chat.ts', tuned, folder, 'hi')).stdout).toMatch('> hi\nyes\n')
+})
+
+test('resume goes on with the losses of a run that never stopped', async () => {
+  const pairs = join(folder, 'resume.tsv')
+  writeFileSync(pairs, Array.from({ length: 5 }, (_, i) => `hi ${i}\tyes ${i}\n`).join(''))
+  const go = async (checkpoints: string, ...args: string[]) =>
+    (await run('resume.ts', model, folder, pairs, join(folder, checkpoints), '6', ...args)).stdout.trim().split('\n')
+  const whole = await go('whole')
+  expect(whole.slice(-1)[0]).toMatch(/^done: .*step-00000006\/model\.dat$/)
+  const first = await go('parts', '4')
+  expect(first.slice(-1)).toEqual(['stopped; run the same command to go on'])
+  expect([...first.slice(0, -1), ...(await go('parts')).slice(0, -1)]).toEqual(whole.slice(0, -1))
+})
+
+test('custom-loop and distill lower their losses', async () => {
+  const text = join(folder, 'text.txt')
+  writeFileSync(text, 'user and assistant\n'.repeat(40))
+  const custom = await run('custom-loop.ts', model, folder, text, join(folder, 'custom.dat'), '30')
+  const losses = [...custom.stdout.matchAll(/^step \d+: loss ([\d.]+)/gm)].map(([, loss]) => Number(loss))
+  expect(losses).toHaveLength(30)
+  expect(losses[29]).toBeLessThan(losses[0]! / 2)
+
+  const student = join(folder, 'student.dat')
+  const other = await tinyModel({ seed: 8 }, config)
+  await other.saveDat(student)
+  await other.dispose()
+  const distilled = await run('distill.ts', model, student, folder, text, join(folder, 'distilled.dat'), '40')
+  expect(distilled.stderr).toBe('')
+  const divergences = [...distilled.stdout.matchAll(/^step \d+: KL ([\d.]+) nats$/gm)].map(([, kl]) => Number(kl))
+  expect(divergences).toHaveLength(40)
+  expect(divergences[39]).toBeLessThan(divergences[0]! / 2)
 })
