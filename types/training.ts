@@ -122,7 +122,7 @@ export interface BatchSource {
   batches(options: BatchOptions): AsyncGenerator<PreparedBatch, void, undefined>
   /**
    * How many batches `batches(options)` gives; refuses bad samples of the whole set before training begins, and leaves
-   * the token ids in the cache. With `epochs: Infinity` or a stream that does not end it never settles.
+   * the token ids in the cache. A stream is read to its end.
    */
   countBatches(options: BatchOptions): Promise<number>
 }

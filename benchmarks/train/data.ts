@@ -74,7 +74,10 @@ try {
   const chats = await write('chat.jsonl', Math.ceil(count / 20), () =>
     JSON.stringify({ messages: Array.from({ length: 5 }, turn).flat() }),
   )
-  await measure('chat of 5 turns, packed', chats, () => TrainingData.fromChatJsonl(chats, { tokenizer }), packed)
+  await measure('chat of 5 turns, packed', chats, () => TrainingData.fromChatJsonl(chats, { tokenizer }), {
+    ...packed,
+    maxTokens: 8192,
+  })
   const text = await write('text.txt', count, () => sentence(30))
   await measure('text', text, () => TrainingData.fromText(text, { tokenizer }), { maxTokens: 2048, batchSize: 4 })
 } finally {

@@ -129,6 +129,15 @@ export class LineSource implements SampleSource {
   }
 }
 
+/** Where the line of a sample stands. */
+interface LinePlace {
+  indexed: IndexedFile
+  file: string
+  line: number
+  offset: number
+  byteLength: number
+}
+
 /** Reads samples from the cache, or from their lines. */
 class LineReader implements IndexedSamples {
   readonly #files: readonly IndexedFile[]
@@ -149,49 +158,55 @@ class LineReader implements IndexedSamples {
   }
 
   async read(index: number): Promise<LocatedSample | undefined> {
-    let first = 0
+    const place = this.#place(index)
+    if (!place) return undefined
+    let sample = this.#store.get(index)
+    if (!sample) this.#store.set(index, (sample = await this.#tokenize(place)))
+    return { ...sample, origin: () => this.#origin(place) }
+  }
+
+  async close(): Promise<void> {
+    for (const handle of this.#handles.values()) await handle.close()
+    this.#handles.clear()
+  }
+
+  /** The line of a sample. */
+  #place(index: number): LinePlace | undefined {
     for (const indexed of this.#files) {
-      const i = index - first
-      if (i < indexed.offsets.length) {
-        let sample = this.#store.get(index)
-        if (!sample) this.#store.set(index, (sample = await this.#tokenize(indexed, i)))
-        return { ...sample, origin: () => this.#origin(indexed, i) }
+      const { file, offsets, byteLengths, lineNumbers } = indexed
+      if (index < offsets.length) {
+        return { indexed, file, line: lineNumbers[index]!, offset: offsets[index]!, byteLength: byteLengths[index]! }
       }
-      first += indexed.offsets.length
+      index -= offsets.length
     }
     return undefined
   }
 
-  async close(): Promise<void> {
-    await Promise.all([...this.#handles.values()].map((handle) => handle.close()))
-    this.#handles.clear()
-  }
-
   async #handle({ file, state }: IndexedFile): Promise<FileHandle> {
-    const known = this.#handles.get(file)
-    if (known) return known
-    await checkUnchanged(file, state)
-    const handle = await open(file, 'r').catch((cause: unknown) => {
-      throw ioError('read', file, cause)
-    })
-    this.#handles.set(file, handle)
+    let handle = this.#handles.get(file)
+    if (!handle) {
+      await checkUnchanged(file, state)
+      handle = await open(file, 'r').catch((cause: unknown) => {
+        throw ioError('read', file, cause)
+      })
+      this.#handles.set(file, handle)
+    }
     return handle
   }
 
-  async #text(indexed: IndexedFile, i: number): Promise<string> {
+  async #text({ indexed, file, offset, byteLength }: LinePlace): Promise<string> {
     const handle = await this.#handle(indexed)
-    const bytes = Buffer.allocUnsafe(indexed.byteLengths[i]!)
-    const { bytesRead } = await handle.read(bytes, 0, bytes.length, indexed.offsets[i]).catch((cause: unknown) => {
-      throw ioError('read', indexed.file, cause)
+    const bytes = Buffer.allocUnsafe(byteLength)
+    const { bytesRead } = await handle.read(bytes, 0, byteLength, offset).catch((cause: unknown) => {
+      throw ioError('read', file, cause)
     })
     return bytes.toString('utf8', 0, bytesRead)
   }
 
-  async #tokenize(indexed: IndexedFile, i: number): Promise<TrainingSample> {
+  async #tokenize(place: LinePlace): Promise<TrainingSample> {
     const { parse, tokenizer, answers } = this.#settings
-    const text = await this.#text(indexed, i)
-    const { file } = indexed
-    const line = indexed.lineNumbers[i]!
+    const { file, line } = place
+    const text = await this.#text(place)
     const content = parseLine(parse, file, line, text)
     if (!content) {
       throw new Qwen3Nvfp4Error('TRAINING_DATA_CHANGED', `${file}, line ${line}: no sample any more`, { file, line })
@@ -209,9 +224,8 @@ class LineReader implements IndexedSamples {
     }
   }
 
-  async #origin(indexed: IndexedFile, i: number): Promise<Origin> {
-    const { file } = indexed
-    const line = indexed.lineNumbers[i]!
-    return { where: `${file}, line ${line}`, file, line, content: describe(await this.#text(indexed, i)) }
+  async #origin(place: LinePlace): Promise<Origin> {
+    const { file, line } = place
+    return { where: `${file}, line ${line}`, file, line, content: describe(await this.#text(place)) }
   }
 }

@@ -1,9 +1,9 @@
 /** Sets of ids and labels that are made elsewhere: kept in memory, or streamed. */
+import { createHash } from 'node:crypto'
 import type { TrainingSample, TrainingSampleInput } from '../../types/training'
 import { checkInt32Values, wrongShape, wrongType } from '../check'
 import { Qwen3Nvfp4Error } from '../errors'
 import { ignoreLabel } from '../model/token-batch'
-import { createHash } from 'node:crypto'
 import { SampleStore } from './sample-store'
 import {
   IndexedRun,
@@ -35,8 +35,6 @@ const located = (sample: TrainingSample, index: number): LocatedSample => ({
   origin: () => ({ where: `samples[${index}]` }),
 })
 
-const bytesOf = ({ buffer, byteOffset, byteLength }: Int32Array) => new Uint8Array(buffer, byteOffset, byteLength)
-
 /** Samples that are all there. */
 export class StoredSource implements SampleSource {
   readonly fingerprint: string
@@ -52,8 +50,7 @@ export class StoredSource implements SampleSource {
     const hash = createHash('sha256')
     samples.forEach((sample, i) => {
       this.#store.set(i, sample)
-      hash.update(Int32Array.of(sample.ids.length) as Uint8Array | Int32Array)
-      hash.update(bytesOf(sample.ids)).update(bytesOf(sample.labels))
+      hash.update(Int32Array.of(sample.ids.length)).update(sample.ids).update(sample.labels)
     })
     this.fingerprint = hashOf({ format: { kind: 'samples' }, samples: hash.digest('hex') })
   }

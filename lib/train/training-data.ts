@@ -18,6 +18,7 @@ import {
   checkString,
   wrongShape,
   wrongType,
+  wrongValue,
 } from '../check'
 import { answerOptionNames, checkAnswerOptions, checkTokenizer } from './answer-sample'
 import { checkBatchOptions } from './batch-options'
@@ -149,7 +150,9 @@ export class TrainingData implements BatchSource {
   }
 
   async countBatches(options: BatchOptions): Promise<number> {
-    const batches = prepareBatches(this.#source, { ...checkBatchOptions(options), lookAhead: 0 })
+    const plan = checkBatchOptions(options)
+    if (plan.epochs === Infinity) throw wrongValue('a number of epochs that ends', 'epochs', Infinity)
+    const batches = prepareBatches(this.#source, { ...plan, lookAhead: 0 })
     let count = 0
     while (!(await batches.next()).done) count++
     return count

@@ -133,6 +133,7 @@ describe('batches', () => {
     const data = await uneven(40)
     const settings = { maxTokens: 24, batchSize: 2, epochs: 3, pack: true }
     expect(await data.countBatches(settings)).toBe((await collect(data, settings)).length)
+    await expect(data.countBatches({ ...settings, epochs: Infinity })).rejects.toThrow('a number of epochs that ends')
   })
 
   it('end with the reason of an aborted signal, before and between batches', async () => {
