@@ -5,7 +5,7 @@
 import type { MemoryEstimate } from './options'
 import type { DType, Storage } from './tensor'
 
-export interface NativeAddon extends NativeCodec {
+export interface NativeAddon extends NativeCodec, NativeConverter {
   /** Single synchronous ops, for test/ops and benchmarks/ops. */
   readonly ops: Record<string, (...args: never[]) => unknown>
   Cancel: new () => NativeCancel
@@ -128,6 +128,59 @@ export interface NativeLoadOptions {
   scaleRule: 'amax' | 'four-over-six' | 'amax-up'
   /** Into the buffers and storages of a model that is filled already. */
   inPlace: boolean
+}
+
+/** csrc/binding/native_convert.h: tensors of files in another form, a range of elements at a time, on a CPU device. */
+export interface NativeConverter {
+  convertRange(
+    device: NativeDevice,
+    files: readonly string[],
+    source: NativeTensorSource,
+    range: NativeRange,
+    target: NativeConvertTarget,
+    cancel?: NativeCancel,
+  ): Promise<NativeConvertErrors & { values?: Uint8Array; codes?: Uint8Array; scales?: Uint8Array }>
+  amaxOfRange(
+    device: NativeDevice,
+    files: readonly string[],
+    source: NativeTensorSource,
+    range: NativeRange,
+    cancel?: NativeCancel,
+  ): Promise<number>
+  /** Errors of b against a, and how many elements differ. */
+  compareRanges(
+    device: NativeDevice,
+    filesA: readonly string[],
+    a: NativeTensorSource,
+    filesB: readonly string[],
+    b: NativeTensorSource,
+    range: NativeRange,
+    cancel?: NativeCancel,
+  ): Promise<NativeConvertErrors & { different: number }>
+}
+
+/** Elements [begin, end) of a tensor of `count`, in rows of `cols`; begin is a multiple of 16. */
+export interface NativeRange {
+  count: number
+  cols: number
+  begin: number
+  end: number
+}
+
+export interface NativeConvertTarget {
+  storage: Storage
+  /** Keep the codes and scales of a packed source as they are. */
+  copies: boolean
+  globalScale: number
+  scaleRule: NativeLoadOptions['scaleRule']
+}
+
+/** csrc/model/convert.h: ConvertErrors. */
+export interface NativeConvertErrors {
+  squaredError: number
+  squares: number
+  largestError: number
+  subnormalScales: number
 }
 
 export interface NativeInitializeOptions {

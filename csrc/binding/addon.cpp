@@ -3,6 +3,7 @@
 
 #include "binding/environment.h"
 #include "binding/native_codec.h"
+#include "binding/native_convert.h"
 #include "binding/native_device.h"
 #include "binding/native_kv_cache.h"
 #include "binding/native_linear_ste.h"
@@ -50,6 +51,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("estimateMemory", Napi::Function::New<qn::JsEstimateMemory>(env, "estimateMemory"));
   exports.Set("gpuMemory", Napi::Function::New<qn::JsGpuMemory>(env, "gpuMemory"));
   qn::register_codec(env, exports);
+  qn::register_convert(env, exports);
   return exports;
 }
 

@@ -6,59 +6,14 @@
 #include "binding/native_device.h"
 #include "binding/native_model.h"
 #include "binding/native_tensor.h"
+#include "binding/tensor_source.h"
 #include "model/engine.h"
 #include "model/fold_residual.h"
-#include "model/load.h"
 #include "model/parameter_values.h"
 
 namespace qn {
 
 namespace {
-
-DType file_dtype_of(const std::string& name) {
-  if (name == "f32") return DType::kF32;
-  if (name == "f16") return DType::kF16;
-  if (name == "bf16") return DType::kBF16;
-  if (name == "u8") return DType::kU8;
-  if (name == "e4m3") return DType::kE4M3;
-  fail(Code::kInvalidArgument, "Expected a known element type but received '%s'", name.c_str());
-}
-
-FileRange range_of(const Napi::Value& value) {
-  const Napi::Object object = object_of(value);
-  return {static_cast<int32_t>(int_of(object.Get("file"))), int_of(object.Get("offset")), int_of(object.Get("bytes")),
-          file_dtype_of(string_of(object.Get("dtype")))};
-}
-
-TensorSource source_of(const Napi::Value& value) {
-  const Napi::Object object = object_of(value);
-  TensorSource source;
-  source.parameter = string_of(object.Get("parameter"));
-  source.packed = object.Get("codes").IsObject();
-  if (source.packed) {
-    source.codes = range_of(object.Get("codes"));
-    source.scales = range_of(object.Get("scales"));
-    if (object.Get("globalScale").IsNumber())
-      source.global_scale = object.Get("globalScale").As<Napi::Number>().FloatValue();
-    source.two_level = bool_of(object.Get("twoLevel"));
-    source.residual = object.Get("residualCodes").IsObject();
-    if (source.residual) {
-      source.residual_codes = range_of(object.Get("residualCodes"));
-      source.residual_scales = range_of(object.Get("residualScales"));
-    }
-  } else {
-    source.values = range_of(object.Get("values"));
-  }
-  return source;
-}
-
-ScaleRule scale_rule_of(const std::string& name) {
-  if (name == "amax") return ScaleRule::kAmax;
-  if (name == "four-over-six") return ScaleRule::kFourOverSix;
-  if (name == "amax-up") return ScaleRule::kAmaxUp;
-  fail(Code::kInvalidArgument, "Expected 'amax' | 'four-over-six' | 'amax-up' for scaleRule but received '%s'",
-       name.c_str());
-}
 
 // The progress of a job, handed to JavaScript no more often than it listens.
 class ProgressReport {
@@ -122,9 +77,7 @@ void read_gradient(float* out, Device& device, const GradientStore& gradients, c
 Napi::Value NativeModel::JsLoad(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&] {
-    std::vector<std::string> files;
-    const auto js_files = info[0].As<Napi::Array>();
-    for (uint32_t i = 0; i < js_files.Length(); ++i) files.push_back(string_of(js_files.Get(i)));
+    std::vector<std::string> files = strings_of(info[0]);
     std::vector<TensorSource> sources;
     const auto js_sources = info[1].As<Napi::Array>();
     for (uint32_t i = 0; i < js_sources.Length(); ++i) sources.push_back(source_of(js_sources.Get(i)));

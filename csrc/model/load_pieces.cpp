@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "core/status.h"
-#include "format/nvfp4.h"
+#include "ops/quantize.h"
 
 namespace qn {
 
@@ -106,6 +106,23 @@ void encode_scales(uint8_t* out, const void* in, DType dtype, int64_t count, con
       fail_at(Code::kInvalidArgument, "a scale that is no E4M3 value,", static_cast<double>(value), name, i, "block");
     }
   }
+}
+
+void quantize_piece(uint8_t* codes, uint8_t* scales, const float* x, int64_t count, float global_scale, ScaleRule rule,
+                    Isa isa) {
+  QuantizeArgs args{};
+  args.codes = codes;
+  args.scales = scales;
+  args.x = x;
+  args.N = count / kBlockSize;
+  args.K = kBlockSize;
+  args.global_scale = global_scale;
+  args.rounding = Rounding::kNearestEven;
+  args.scale_rule = rule;
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return quantize_nvfp4_rows_avx512(args, 0, args.N);
+#endif
+  quantize_nvfp4_rows(args, 0, args.N);
 }
 
 float largest_magnitude(const float* x, int64_t count) {

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <string>
 
+#include "core/cpu.h"
 #include "core/dtype.h"
+#include "format/nvfp4.h"
 #include "ops/linear_kernels.h"
 #include "ops/weight_view.h"
 
@@ -28,6 +30,10 @@ void narrow(void* out, const float* in, Storage form, int64_t count, const Piece
 // kF16 or kF32 scales to the E4M3 bytes of the same values. Error(kInvalidArgument) names the first value that E4M3 has
 // not, Error(kNonFiniteWeight) the first NaN or negative one.
 void encode_scales(uint8_t* out, const void* in, DType dtype, int64_t count, const PieceName& name);
+
+// Codes and scales of count values, whole blocks, all finite, rounded to nearest even.
+void quantize_piece(uint8_t* codes, uint8_t* scales, const float* x, int64_t count, float global_scale, ScaleRule rule,
+                    Isa isa);
 
 // max |x|; the values are finite.
 float largest_magnitude(const float* x, int64_t count);

@@ -1,0 +1,104 @@
+#include "model/source_reader.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/status.h"
+#include "ops/gemm.h"
+
+namespace qn {
+
+SourceReader::SourceReader(const std::vector<std::string>& files, const Cpu& cpu) : kernels_(linear_kernels(cpu.isa)) {
+  for (const std::string& path : files) files_.push_back(File::open_for_reading(path));
+  for (const File& file : files_) sizes_.push_back(file.size());
+}
+
+void SourceReader::check(const TensorExtent& tensor, const TensorSource& source) const {
+  const std::string& name = tensor.name;
+  if (!source.packed) {
+    check_range(tensor, source.values, tensor.count, {DType::kF32, DType::kF16, DType::kBF16});
+    return;
+  }
+  if (!tensor.packs) fail(Code::kInvalidArgument, "%s cannot be NVFP4", name.c_str());
+  check_range(tensor, source.codes, tensor.count / 2, {DType::kU8});
+  check_range(tensor, source.scales, tensor.count / kBlockSize, {DType::kE4M3, DType::kF16, DType::kF32});
+  if (source.residual) {
+    check_range(tensor, source.residual_codes, tensor.count / 2, {DType::kU8});
+    check_range(tensor, source.residual_scales, tensor.count / kBlockSize, {DType::kE4M3, DType::kF16, DType::kF32});
+    if (!source.two_level) fail(Code::kInvalidArgument, "%s has a residual and one level", name.c_str());
+  }
+  if (!(source.global_scale > 0) || !(source.global_scale - source.global_scale == 0)) {
+    fail(Code::kInvalidArgument, "%s has a global scale of %g", name.c_str(), double(source.global_scale));
+  }
+}
+
+void SourceReader::check_range(const TensorExtent& tensor, const FileRange& range, int64_t count,
+                               std::initializer_list<DType> dtypes) const {
+  if (std::find(dtypes.begin(), dtypes.end(), range.dtype) == dtypes.end() || range.file < 0 ||
+      range.file >= static_cast<int64_t>(files_.size()) || range.offset < 0 ||
+      range.bytes != count * dtype_bytes(range.dtype)) {
+    fail(Code::kInvalidArgument, "the source of %s is not the %lld elements that it needs", tensor.name.c_str(),
+         (long long)count);
+  }
+  const int64_t size = sizes_[static_cast<size_t>(range.file)];
+  if (range.offset > size - range.bytes) {
+    fail(Code::kTruncated, "%s ends at byte %lld, inside %s at bytes %lld to %lld",
+         files_[static_cast<size_t>(range.file)].path().c_str(), (long long)size, tensor.name.c_str(),
+         (long long)range.offset, (long long)(range.offset + range.bytes));
+  }
+}
+
+void SourceReader::read(void* out, const FileRange& range, int64_t begin, int64_t end) const {
+  const int64_t width = dtype_bytes(range.dtype);
+  files_[static_cast<size_t>(range.file)].read_exact(out, range.offset + begin * width, (end - begin) * width);
+}
+
+void SourceReader::read_scales(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin,
+                               int64_t end, uint8_t* raw) const {
+  const int64_t first = begin / kBlockSize, last = end / kBlockSize;
+  const PieceName name{tensor.name, first, tensor.cols / kBlockSize};
+  if (range.dtype == DType::kE4M3) {
+    read(out, range, first, last);
+    check_scales(out, last - first, name);
+  } else {
+    read(raw, range, first, last);
+    encode_scales(out, raw, range.dtype, last - first, name);
+  }
+}
+
+void SourceReader::read_values(float* out, const TensorExtent& tensor, const FileRange& range, int64_t begin,
+                               int64_t end, uint8_t* raw) const {
+  void* in = range.dtype == DType::kF32 ? static_cast<void*>(out) : raw;
+  read(in, range, begin, end);
+  check_finite(in, range.dtype, end - begin, {tensor.name, begin, tensor.cols});
+  widen(out, in, range.dtype, end - begin, kernels_);
+}
+
+void SourceReader::read_decoded(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source,
+                                int64_t begin, int64_t end) const {
+  const float global = source.two_level ? source.global_scale : 1.0f;
+  decode(scratch, tensor, source.codes, source.scales, global, begin, end, false);
+  if (source.residual) {
+    decode(scratch, tensor, source.residual_codes, source.residual_scales, global / 8, begin, end, true);
+  }
+  // Codes and checked scales are finite: only a huge global scale can make a value that is not.
+  if (!std::isfinite(2 * kE2M1Max * kE4M3Max * global)) {
+    check_finite(scratch.values, DType::kF32, end - begin, {tensor.name, begin, tensor.cols});
+  }
+}
+
+// Sets scratch.values, or adds to it.
+void SourceReader::decode(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& codes,
+                          const FileRange& scales, float global, int64_t begin, int64_t end, bool add) const {
+  uint8_t *code_bytes = scratch.raw, *scale_bytes = scratch.raw + kPiece / 2;
+  read(code_bytes, codes, begin / 2, end / 2);
+  read_scales(scale_bytes, tensor, scales, begin, end, scratch.more);
+  kernels_.decode_nvfp4(scratch.values, code_bytes, scale_bytes, global, end - begin, add);
+}
+
+int64_t packed_bytes(const TensorSource& source) {
+  const int64_t residual = source.residual ? source.residual_codes.bytes + source.residual_scales.bytes : 0;
+  return source.codes.bytes + source.scales.bytes + residual;
+}
+
+}  // namespace qn

@@ -1,0 +1,71 @@
+// Pieces of tensors in files, read by offset and checked. What loading and converting share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/cpu.h"
+#include "core/file.h"
+#include "format/nvfp4.h"
+#include "model/load.h"
+#include "model/load_pieces.h"
+
+namespace qn {
+
+// Elements a thread handles at a time: at most 1 MiB of f32, and a whole number of blocks.
+constexpr int64_t kPiece = 256 << 10;
+static_assert(kPiece % kBlockSize == 0 && 4 * kPiece * 4 <= kWorkerScratchBytes);
+
+// Quarters of a worker's scratch, each of kPiece f32.
+struct PieceScratch {
+  PieceScratch(const Cpu& cpu, int worker)
+      : raw(cpu.pool.scratch<uint8_t>(worker)),
+        more(raw + kPiece * 4),
+        values(reinterpret_cast<float*>(raw + 2 * kPiece * 4)),
+        decoded(reinterpret_cast<float*>(raw + 3 * kPiece * 4)) {}
+  uint8_t *raw, *more;
+  float *values, *decoded;
+};
+
+// A tensor as its source must be: `count` elements in rows of `cols`.
+struct TensorExtent {
+  const std::string& name;
+  int64_t count, cols;
+  bool packs;  // whether it may be NVFP4
+};
+
+// Thread safe. Elements [begin, end) are whole blocks of a packed source, and at most kPiece.
+class SourceReader {
+ public:
+  SourceReader(const std::vector<std::string>& files, const Cpu& cpu);
+
+  // Error(kInvalidArgument) unless the source is the tensor, Error(kTruncated) where a file ends inside it.
+  void check(const TensorExtent& tensor, const TensorSource& source) const;
+
+  // Bytes as they are stored.
+  void read(void* out, const FileRange& range, int64_t begin, int64_t end) const;
+  // E4M3 scales of the blocks of elements [begin, end).
+  void read_scales(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
+                   uint8_t* raw) const;
+  // Dense values as f32: straight from the file, or through `raw`.
+  void read_values(float* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
+                   uint8_t* raw) const;
+  // scratch.values = the values of a packed source, with its residual.
+  void read_decoded(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source, int64_t begin,
+                    int64_t end) const;
+
+ private:
+  void check_range(const TensorExtent& tensor, const FileRange& range, int64_t count,
+                   std::initializer_list<DType> dtypes) const;
+  void decode(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& codes, const FileRange& scales,
+              float global, int64_t begin, int64_t end, bool add) const;
+
+  const LinearKernels& kernels_;
+  std::vector<File> files_;
+  std::vector<int64_t> sizes_;
+};
+
+// Bytes of the codes and scales of a packed source, residual included.
+int64_t packed_bytes(const TensorSource& source);
+
+}  // namespace qn
