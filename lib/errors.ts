@@ -58,7 +58,10 @@ export const errorCodes = {
   CHECKPOINT_UNSUPPORTED_TENSORS:
     'A checkpoint has tensors that change what its weights mean, such as the scales of AWQ; the message lists them.',
   CHECKPOINT_UNSUPPORTED_TYPE: 'A tensor of a checkpoint has an element type that a weight cannot have.',
+  NOT_ENOUGH_DISK: 'The disk has less room than a checkpoint will take; nothing was written.',
   SAVE_LAYOUT_MISMATCH: 'The parameters do not fit the layout that was asked for; the message says which and why.',
+  SAVE_TARGET_EXISTS: 'A directory that a checkpoint is to be written into has files in it.',
+  VERIFY_FAILED: 'A checkpoint that was just written reads back with other bytes; it was removed.',
   // lib/train
   MEMORY_LIMIT: 'A MemoryGuard saw a limit passed; the message has the bytes in use and the limit.',
   MEMORY_UNOBSERVABLE: 'Memory that has a limit cannot be read here; the message has the reason.',

@@ -26,6 +26,11 @@ export type { StreamOptions } from './format/tensor-reader'
 export { SafetensorsReader, writeSafetensors } from './format/safetensors'
 export type { SafetensorsTensor, SafetensorsWriteOptions } from './format/safetensors'
 
+export { convert } from './convert/convert'
+export { exportCheckpoint } from './convert/export-checkpoint'
+export { inspect } from './convert/inspect'
+export { verify } from './convert/verify'
+
 export { openCheckpoint } from './model/checkpoint'
 export type { OpenCheckpointOptions } from './model/checkpoint'
 export { parseQwen3Config, readQwen3Config, toConfigJson } from './model/config'
@@ -77,6 +82,7 @@ export { dequantizeNvfp4, fromBlockedScales, quantizeNvfp4, toBlockedScales } fr
 
 export type * from '../types/chat'
 export type * from '../types/checkpoint'
+export type * from '../types/convert'
 export type * from '../types/format'
 export type { NativeFileRange, NativeTensorSource } from '../types/native'
 export type * from '../types/config'

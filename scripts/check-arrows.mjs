@@ -1,6 +1,6 @@
 // Fails when a file includes or imports against the arrows of CONTRIBUTING.md ("a <- b": b may use a).
 //   C++: core <- format <- ops <- model <- train <- binding;  <napi.h> only in binding;  <cuda_runtime.h> never in a header
-//   TS:  types <- lib/{errors,check,native} <- lib/{ops,format} <- lib/model <- lib/chat <- lib/train <- lib/index <- lib/cli
+//   TS:  types <- lib/{errors,check,native} <- lib/{ops,format} <- lib/model <- lib/chat <- lib/{train,convert} <- lib/index <- lib/cli
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join, normalize } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -12,7 +12,7 @@ const TS_LAYERS = [
   ['lib/ops', 'lib/format'],
   ['lib/model'],
   ['lib/chat'],
-  ['lib/train'],
+  ['lib/train', 'lib/convert'],
   ['lib/cli'],
 ]
 const ENTRIES = ['lib/index.ts', 'lib/dat.ts'] // tables of contents: may import from anywhere

@@ -35,8 +35,10 @@ export interface CheckpointWarning {
   /**
    * IGNORED_TENSORS: scales of activations or of quantised keys and values. UNUSED_TENSORS: tensors that the model has no
    * place for. QUANTIZED_CACHE: keys and values were quantised where the checkpoint was made; here they are not.
+   * SUBNORMAL_SCALES: one-level block scales so small that they lose bits. UNEQUAL_GLOBAL_SCALES: q, k and v, or gate and
+   * up, have several, and runtimes that fuse them keep one.
    */
-  code: 'IGNORED_TENSORS' | 'UNUSED_TENSORS' | 'QUANTIZED_CACHE'
+  code: 'IGNORED_TENSORS' | 'UNUSED_TENSORS' | 'QUANTIZED_CACHE' | 'SUBNORMAL_SCALES' | 'UNEQUAL_GLOBAL_SCALES'
   message: string
   file: string
   /** Every tensor that it is about. */

@@ -48,6 +48,11 @@ export class AtomicFile {
     this.#buffered += bytes.length
   }
 
+  /** Writes at a place of its own; such bytes do not count into `position`. */
+  async writeAt(bytes: Uint8Array, position: number): Promise<void> {
+    await this.#writeThrough(bytes, position)
+  }
+
   /** Makes the file visible under its name. */
   async commit(): Promise<void> {
     await this.#flush()
@@ -77,12 +82,13 @@ export class AtomicFile {
     await this.#writeThrough(this.#buffer.subarray(0, count))
   }
 
-  async #writeThrough(bytes: Uint8Array): Promise<void> {
+  async #writeThrough(bytes: Uint8Array, position?: number): Promise<void> {
     try {
       for (let done = 0; done < bytes.length;) {
         // A call writes 2 GiB at most; a full disk shows as a short write first, then as an error.
         const length = Math.min(bytes.length - done, 64 << 20)
-        done += (await this.#handle.write(bytes, done, length)).bytesWritten
+        const at = position === undefined ? null : position + done
+        done += (await this.#handle.write(bytes, done, length, at)).bytesWritten
       }
     } catch (cause) {
       throw ioError('write', this.path, cause)
@@ -102,7 +108,8 @@ export async function writeFileAtomic(path: string, bytes: Uint8Array): Promise<
   }
 }
 
-async function resolveTarget(path: string): Promise<string> {
+/** Where a file of this path is written: the target of a symbolic link. */
+export async function resolveTarget(path: string): Promise<string> {
   let target = path
   try {
     target = await realpath(path)
@@ -117,7 +124,7 @@ async function resolveTarget(path: string): Promise<string> {
 }
 
 /** The rename itself survives a power cut only when the folder is flushed; not every system can. */
-async function syncFolder(path: string): Promise<void> {
+export async function syncFolder(path: string): Promise<void> {
   const folder = await open(path, 'r').catch(() => undefined)
   await folder?.sync().catch(() => {})
   await folder?.close()

@@ -32,6 +32,12 @@ export const safetensorsTags: Readonly<Record<string, SafetensorsTag>> = {
   F8_E8M0: { dtype: 'float8_e8m0fnu', bytes: 1 },
 }
 
+/** The tag of a dtype; undefined when safetensors has none. */
+export function findTag(dtype: DTypeName): (SafetensorsTag & { tag: string }) | undefined {
+  const found = Object.entries(safetensorsTags).find(([, type]) => type.dtype === dtype)
+  return found && { tag: found[0], ...found[1] }
+}
+
 export interface SafetensorsHeader {
   /** In the order of their payloads. */
   entries: TensorEntry[]

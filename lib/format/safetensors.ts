@@ -1,10 +1,9 @@
 import type { ByteSource, ByteSourceInput, DTypeName, LongOperationOptions, TensorEntry } from '../../types/format'
 import { checkPath, checkShape, checkString, wrongType, wrongValue } from '../check'
-import { throwIfAborted } from '../errors'
-import { AtomicFile } from './atomic-file'
 import { openByteSource } from './byte-source'
 import { payloadBytes } from './element-types'
-import { readSafetensorsHeader, safetensorsTags, type SafetensorsHeader } from './safetensors-header'
+import { findTag, readSafetensorsHeader, type SafetensorsHeader } from './safetensors-header'
+import { SafetensorsWriter } from './safetensors-writer'
 import { checkLongOptions, TensorReader } from './tensor-reader'
 
 /** Reads a safetensors file; the whole header is checked before anything is read. */
@@ -53,42 +52,22 @@ export async function writeSafetensors(
   const { signal, onProgress } = checkLongOptions(options)
   if (!(tensors instanceof Map)) throw wrongType('a Map', 'tensors', tensors)
   const rows = [...(tensors as Map<string, SafetensorsTensor>)].map(([key, tensor]) => checkTensor(key, tensor))
-  rows.sort((a, b) => b.elementBytes - a.elementBytes)
-
-  const header: Record<string, unknown> = Object.create(null)
-  if (options?.metadata) header['__metadata__'] = options.metadata
-  let totalBytes = 0
-  for (const { key, tag, shape, bytes } of rows) {
-    header[key] = { dtype: tag, shape, data_offsets: [totalBytes, (totalBytes += bytes.length)] }
+  const totalBytes = rows.reduce((sum, { bytes }) => sum + bytes.length, 0)
+  await using writer = await SafetensorsWriter.create(name, rows, { metadata: options?.metadata, signal })
+  let doneBytes = 0
+  for (const { key, bytes } of rows) {
+    await writer.write(key, [bytes])
+    onProgress?.({ doneBytes: (doneBytes += bytes.length), totalBytes })
   }
-  const json = new TextEncoder().encode(JSON.stringify(header))
-  const padded = new Uint8Array(8 + Math.ceil(json.length / 8) * 8).fill(0x20)
-  new DataView(padded.buffer).setBigUint64(0, BigInt(padded.length - 8), true)
-  padded.set(json, 8)
-
-  throwIfAborted(signal)
-  const file = await AtomicFile.create(name)
-  try {
-    await file.write(padded)
-    for (const { bytes } of rows) {
-      throwIfAborted(signal)
-      await file.write(bytes)
-      onProgress?.({ doneBytes: file.position - padded.length, totalBytes })
-    }
-    await file.commit()
-  } catch (error) {
-    await file.discard()
-    throw error
-  }
+  await writer.finish()
 }
 
 function checkTensor(key: string, { dtype, shape, data }: SafetensorsTensor) {
   if (checkString('a name', key) === '__metadata__') throw wrongValue('another name', 'a tensor', key)
-  const found = Object.entries(safetensorsTags).find(([, type]) => type.dtype === dtype)
-  if (!found) throw wrongValue('a dtype of safetensors', `the dtype of ${JSON.stringify(key)}`, dtype)
-  const [tag, { bytes: elementBytes }] = found
+  const tag = findTag(dtype)
+  if (!tag) throw wrongValue('a dtype of safetensors', `the dtype of ${JSON.stringify(key)}`, dtype)
   if (!ArrayBuffer.isView(data)) throw wrongType('a typed array', `the data of ${JSON.stringify(key)}`, data)
-  const expected = payloadBytes(checkShape('shape', shape), elementBytes)
+  const expected = payloadBytes(checkShape('shape', shape), tag.bytes)
   if (expected !== data.byteLength) throw wrongValue(`${expected} bytes`, `the data of ${JSON.stringify(key)}`, data)
-  return { key, tag, elementBytes, shape, bytes: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) }
+  return { key, dtype, shape, bytes: new Uint8Array(data.buffer, data.byteOffset, data.byteLength) }
 }

@@ -38,6 +38,15 @@ export class CheckpointFiles implements AsyncDisposable {
     return (await reader.readBytes(storedAs)).subarray(begin, begin + bytes)
   }
 
+  stream({ file, key }: { file: number; key: string }): AsyncIterable<Uint8Array> {
+    return this.#readers[file]!.stream(key)
+  }
+
+  /** Bytes of a whole file. */
+  size(file: number): number {
+    return this.#readers[file]!.size
+  }
+
   async close(): Promise<void> {
     for (const reader of this.#readers) await reader.close()
   }

@@ -39,31 +39,65 @@ export function hasOwnHead(entries: readonly { key: string }[]): boolean {
   return entries.some(({ key }) => names.has(key))
 }
 
-/** Finds every parameter of `config` among the entries, by name; shapes and types must fit. Reads nothing. */
+/** What the files have of a configuration's parameters, and what is wrong with it. */
+export interface ParameterSurvey {
+  found: Map<string, FoundParts>
+  /** Needed, and in no file. */
+  missing: string[]
+  /** Scales of activations and caches. */
+  ignored: IndexedEntry[]
+  unused: IndexedEntry[]
+  /** Shapes and types that do not fit, and tensors that would change what weights mean. */
+  problems: Qwen3Nvfp4Error[]
+}
+
+/** Finds every parameter of `config` among the entries, by name. Reads nothing. */
+export function surveyParameters(
+  config: Qwen3Config,
+  format: CheckpointFormat,
+  entries: readonly IndexedEntry[],
+  files: readonly string[],
+): ParameterSurvey {
+  const byKey = new Map(entries.map((entry) => [entry.key, entry]))
+  const found = new Map<string, FoundParts>()
+  const missing: string[] = []
+  const problems: (Qwen3Nvfp4Error | undefined)[] = []
+  for (const spec of parameterSpecs(config)) {
+    const parts = findParts(spec.name, format, byKey)
+    missing.push(...missingParts(spec.name, format, parts))
+    for (const [part, entry] of Object.entries(parts)) {
+      problems.push(checkPart(spec, part as ParameterPart, entry, files))
+    }
+    found.set(spec.name, parts)
+    for (const entry of Object.values(parts)) byKey.delete(entry.key)
+  }
+  const left = [...byKey.values()]
+  problems.push(unknownMeaning(left, files))
+  const isIgnored = ({ key }: IndexedEntry) => format !== 'dat' && ignoredSuffix.test(key)
+  return {
+    found,
+    missing,
+    ignored: left.filter(isIgnored),
+    unused: left.filter((entry) => !isIgnored(entry)),
+    problems: problems.filter((problem) => problem !== undefined),
+  }
+}
+
+/** A survey without problems; shapes and types must fit, and nothing may be missing. */
 export function matchParameters(
   config: Qwen3Config,
   format: CheckpointFormat,
   entries: readonly IndexedEntry[],
   files: readonly string[],
-): { found: Map<string, FoundParts>; ignored: IndexedEntry[]; unused: IndexedEntry[] } {
-  const byKey = new Map(entries.map((entry) => [entry.key, entry]))
-  const found = new Map<string, FoundParts>()
-  const missing: string[] = []
-  for (const spec of parameterSpecs(config)) {
-    const parts = findParts(spec.name, format, byKey)
-    missing.push(...missingParts(spec.name, format, parts))
-    for (const [part, entry] of Object.entries(parts)) checkPart(spec, part as ParameterPart, entry, files)
-    found.set(spec.name, parts)
-    for (const entry of Object.values(parts)) byKey.delete(entry.key)
-  }
+): ParameterSurvey {
+  const survey = surveyParameters(config, format, entries, files)
+  const { problems, missing } = survey
+  if (problems[0]) throw problems[0]
   if (missing.length > 0) {
     const message = `${files[0]} lacks ${listNames(missing)} that its configuration needs`
     throw new Qwen3Nvfp4Error('CHECKPOINT_MISSING_TENSORS', message, { file: files[0], key: missing[0] })
   }
-  const left = [...byKey.values()]
-  refuseUnknownMeaning(left, files)
-  const isIgnored = ({ key }: IndexedEntry) => format !== 'dat' && ignoredSuffix.test(key)
-  return { found, ignored: left.filter(isIgnored), unused: left.filter((entry) => !isIgnored(entry)) }
+  return survey
 }
 
 /** Codes need scales; a residual needs both of its parts, and the global scale that its own is an eighth of. */
@@ -83,13 +117,13 @@ function missingParts(name: string, format: CheckpointFormat, parts: FoundParts)
   return needed.filter((part) => !parts[part]).map((part) => stem + suffixes[part])
 }
 
-function refuseUnknownMeaning(entries: readonly IndexedEntry[], files: readonly string[]): void {
+function unknownMeaning(entries: readonly IndexedEntry[], files: readonly string[]): Qwen3Nvfp4Error | undefined {
   const refused = entries.filter(({ key }) => refusedSuffix.test(key))
   const first = refused[0]
-  if (!first) return
+  if (!first) return undefined
   const names = listNames(refused.map(({ key }) => key))
   const message = `${files[first.file]} has ${names}, without which its weights mean something else and which are not supported`
-  throw new Qwen3Nvfp4Error('CHECKPOINT_UNSUPPORTED_TENSORS', message, { file: files[first.file], key: first.key })
+  return new Qwen3Nvfp4Error('CHECKPOINT_UNSUPPORTED_TENSORS', message, { file: files[first.file], key: first.key })
 }
 
 export function refuseUnused(unused: readonly IndexedEntry[], files: readonly string[]): void {
@@ -165,7 +199,12 @@ function findParts(name: string, format: CheckpointFormat, byKey: ReadonlyMap<st
   return values ? { values } : {}
 }
 
-function checkPart(spec: ParameterSpec, part: ParameterPart, entry: IndexedEntry, files: readonly string[]): void {
+function checkPart(
+  spec: ParameterSpec,
+  part: ParameterPart,
+  entry: IndexedEntry,
+  files: readonly string[],
+): Qwen3Nvfp4Error | undefined {
   const { rows, cols, isVector } = spec
   const packs = !isVector && cols % 16 === 0
   const codes = packs ? [rows, cols / 2] : undefined
@@ -178,14 +217,13 @@ function checkPart(spec: ParameterSpec, part: ParameterPart, entry: IndexedEntry
     residualCodes: codes,
     residualScales: scales,
   }
-  if (!partTypes[part][entry.dtype]) throw unsupportedType(entry, files, Object.keys(partTypes[part]).join(' | '))
+  if (!partTypes[part][entry.dtype]) return unsupportedType(entry, files, Object.keys(partTypes[part]).join(' | '))
   const expected = shapes[part]
-  if (!expected || expected.join() !== entry.shape.join()) {
-    const form = isVector ? `f32[${cols}]` : `[${rows}, ${cols}]`
-    const needs = expected ? `[${expected.join(', ')}] of parameter ${form}` : `no NVFP4 for parameter ${form}`
-    const message = `${files[entry.file]}: Expected ${needs} for ${entry.key} but received [${entry.shape.join(', ')}]`
-    throw new Qwen3Nvfp4Error('CHECKPOINT_SHAPE_MISMATCH', message, { file: files[entry.file], key: entry.key })
-  }
+  if (expected && expected.join() === entry.shape.join()) return undefined
+  const form = isVector ? `f32[${cols}]` : `[${rows}, ${cols}]`
+  const needs = expected ? `[${expected.join(', ')}] of parameter ${form}` : `no NVFP4 for parameter ${form}`
+  const message = `${files[entry.file]}: Expected ${needs} for ${entry.key} but received [${entry.shape.join(', ')}]`
+  return new Qwen3Nvfp4Error('CHECKPOINT_SHAPE_MISMATCH', message, { file: files[entry.file], key: entry.key })
 }
 
 function toRange(part: ParameterPart, { file, offset, bytes, dtype }: IndexedEntry): NativeFileRange {

@@ -38,17 +38,9 @@ export async function openCheckpoint(path: string | URL, options?: OpenCheckpoin
   checkBoolean('strict', strict)
   checkSignal(signal)
   await using files = await CheckpointFiles.open(file, signal)
-  const declared = given ? checkConfig(given) : await findConfig(files, modelDir && checkPath('modelDir', modelDir))
-
-  // A .dat decides by its own tensors. Hugging Face files may repeat the embedding as a head; the config rules there.
-  const ownHead = hasOwnHead(files.entries)
-  const tied = files.isDat ? declared.tieWordEmbeddings && !ownHead : declared.tieWordEmbeddings
-  const config = { ...declared, tieWordEmbeddings: tied }
-  const entries = files.isDat ? files.entries : splitFused(config, files.entries.filter(isUsed(tied)))
-  const quantization = files.isDat
-    ? undefined
-    : await readQuantization(modelDir ? checkPath('modelDir', modelDir) : dirname(files.paths[0]!))
-  const format = files.isDat ? 'dat' : formatOf(files, quantization)
+  const folder = modelDir && checkPath('modelDir', modelDir)
+  const declared = given ? checkConfig(given) : await findConfig(files, folder)
+  const { config, format, entries, quantization } = await interpret(files, declared, folder)
 
   const { found, ignored, unused } = matchParameters(config, format, entries, files.paths)
   if (strict) refuseUnused(unused, files.paths)
@@ -66,8 +58,18 @@ export async function openCheckpoint(path: string | URL, options?: OpenCheckpoin
   }
 }
 
-/** A tied model may carry its head in whatever form. */
-const isUsed = (tied: boolean) => (entry: IndexedEntry) => !tied || !/^lm_head\./.test(entry.key)
+/**
+ * What kind of checkpoint the files are under a configuration. A .dat decides by its own tensors whether it is tied;
+ * Hugging Face files may repeat the embedding as a head, in whatever form, and there the configuration rules.
+ */
+export async function interpret(files: CheckpointFiles, declared: Qwen3Config, modelDir: string | undefined) {
+  const tied = declared.tieWordEmbeddings && !(files.isDat && hasOwnHead(files.entries))
+  const config = { ...declared, tieWordEmbeddings: tied }
+  if (files.isDat) return { config, format: 'dat', entries: files.entries, quantization: undefined } as const
+  const quantization = await readQuantization(modelDir ?? dirname(files.paths[0]!))
+  const used = files.entries.filter(({ key }) => !tied || !/^lm_head\./.test(key))
+  return { config, format: formatOf(files, quantization), entries: splitFused(config, used), quantization }
+}
 
 /** The tensors say how they are stored; a configuration that says something else belongs to other files. */
 function formatOf(files: CheckpointFiles, declared: Quantization | undefined): CheckpointFormat {
@@ -107,7 +109,8 @@ export function configCandidates(dat: string): [string, string] {
   return [join(dir, `${name}.config.json`), join(dir, 'config.json')]
 }
 
-async function findConfig(files: CheckpointFiles, modelDir: string | undefined): Promise<Qwen3Config> {
+/** The configuration of a checkpoint from where it is looked for. */
+export async function findConfig(files: CheckpointFiles, modelDir: string | undefined): Promise<Qwen3Config> {
   const first = files.paths[0]!
   const candidates = modelDir
     ? [join(modelDir, 'config.json')]

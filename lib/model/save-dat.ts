@@ -87,7 +87,7 @@ async function* count(chunks: AsyncIterable<Uint8Array>, onBytes: (bytes: number
 }
 
 /** A configuration that describes the model already is left as it is; only `<name>.config.json` is ever replaced. */
-async function writeConfig(dat: string, config: Qwen3Config): Promise<string> {
+export async function writeConfig(dat: string, config: Qwen3Config): Promise<string> {
   const [own, common] = configCandidates(dat)
   const ownExists = await exists(own)
   const commonExists = await exists(common)
@@ -98,7 +98,8 @@ async function writeConfig(dat: string, config: Qwen3Config): Promise<string> {
   return path
 }
 
-async function describesModel(path: string, config: Qwen3Config): Promise<boolean> {
+/** Whether a config.json says what `config` does. */
+export async function describesModel(path: string, config: Qwen3Config): Promise<boolean> {
   const present = await readQwen3Config(path).catch(() => undefined)
   if (!present) return false
   // An untied head is in the file, which has the last word; a tied model needs a configuration that says so.

@@ -30,7 +30,12 @@ function tensorsOf(way: Nvfp4Way, globalScale = 2 ** -7): Map<string, Safetensor
 }
 
 const write = (way: Nvfp4Way, tensors = tensorsOf(way), quantization: object | null = quantizationConfigs[way]) =>
-  writeDirectory(temporaryFolder(), tensors, tinyConfig, (quantization ?? undefined) as Record<string, unknown> | undefined)
+  writeDirectory(
+    temporaryFolder(),
+    tensors,
+    tinyConfig,
+    (quantization ?? undefined) as Record<string, unknown> | undefined,
+  )
 
 const failure = async (path: string) => {
   const error = await openCheckpoint(path).catch((caught: unknown) => caught as { code: string; message: string })
