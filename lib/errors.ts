@@ -45,6 +45,7 @@ export const errorCodes = {
   SAFETENSORS_NO_SUCH_KEY: 'A safetensors file has no tensor of that name.',
   SAFETENSORS_TRUNCATED: 'A safetensors file ends before its header or last payload does.',
   SAFETENSORS_UNKNOWN_TYPE: 'A safetensors entry has a dtype that is not known.',
+  OPTIMIZER_FILE_INVALID: 'A file is not the state of a TorchSharp AdamW, or is not whole; the message says where.',
   // lib/model
   CONFIG_INVALID: 'A config.json is not JSON, or a field of it is missing, of the wrong kind or contradictory.',
   CONFIG_NOT_FOUND: 'No config.json was found for a checkpoint; the message lists where it was looked for.',
@@ -63,8 +64,15 @@ export const errorCodes = {
   SAVE_TARGET_EXISTS: 'A directory that a checkpoint is to be written into has files in it.',
   VERIFY_FAILED: 'A checkpoint that was just written reads back with other bytes; it was removed.',
   // lib/train
+  CHECKPOINT_DIR_BUSY: 'Another process writes this folder of training checkpoints; the message names it.',
+  CHECKPOINT_DIR_NOT_EMPTY: 'A folder holds checkpoints of a run that this one does not go on from.',
   MEMORY_LIMIT: 'A MemoryGuard saw a limit passed; the message has the bytes in use and the limit.',
   MEMORY_UNOBSERVABLE: 'Memory that has a limit cannot be read here; the message has the reason.',
+  NON_FINITE_LOSS:
+    'Training met a loss or gradient that is NaN or infinite and stopped; the message names the data, the tensor and the last good checkpoint.',
+  RESUME_MISMATCH:
+    'A training checkpoint belongs to a run of other settings, data or format; the message lists what differs.',
+  RESUME_NOT_FOUND: 'A path to resume from holds no whole training checkpoint.',
   TRAINING_DATA_CHANGED: 'A file of training data is not the one that was opened; the message says what differs.',
   TRAINING_DATA_EMPTY: 'A set of training data holds no sample.',
   TRAINING_DATA_INVALID:
@@ -79,14 +87,6 @@ export const errorCodes = {
   CHAT_TEMPLATE_MISSING: 'The tokenizer has no chat template.',
   TOKENIZER_INVALID: 'A tokenizer file is broken, contradicts the other one or is of an unsupported kind.',
   TRANSCRIPT_INVALID: 'A file or object is not a transcript of a conversation.',
-  // lib/train
-  CHECKPOINT_DIR_BUSY: 'Another process writes this folder of training checkpoints; the message names it.',
-  CHECKPOINT_DIR_NOT_EMPTY: 'A folder holds checkpoints of a run that this one does not go on from.',
-  NON_FINITE_LOSS:
-    'Training met a loss or gradient that is NaN or infinite and stopped; the message names the data, the tensor and the last good checkpoint.',
-  RESUME_MISMATCH:
-    'A training checkpoint belongs to a run of other settings, data or format; the message lists what differs.',
-  RESUME_NOT_FOUND: 'A path to resume from holds no whole training checkpoint.',
   // lib/native.ts
   ADDON_LOAD_FAILED: 'The native addon could not be loaded; the message lists what was tried and what to do.',
 } as const

@@ -1,8 +1,8 @@
 import { randomBytes } from 'node:crypto'
-import { mkdir, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { ioError, Qwen3Nvfp4Error } from '../errors'
-import { writeFileAtomic } from '../format/atomic-file'
+import { syncFolder, writeFileAtomic } from '../format/atomic-file'
 import { DirectoryLock } from './directory-lock'
 
 /** The file that makes a folder a checkpoint: written last, it lists the others with their sizes. */
@@ -184,11 +184,4 @@ async function attempt(doing: string, file: string, act: () => Promise<unknown>)
   } catch (cause) {
     throw ioError(doing, file, cause)
   }
-}
-
-/** A rename survives a power cut only when its folder is flushed; not every system can. */
-async function syncFolder(path: string): Promise<void> {
-  const folder = await open(path, 'r').catch(() => undefined)
-  await folder?.sync().catch(() => {})
-  await folder?.close()
 }
