@@ -44,6 +44,9 @@ export class ByteBar {
   }
 }
 
+/** Bytes for a person: MiB below one GiB. */
+export const size = (bytes: number): string => (bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : gib(bytes))
+
 export const gib = (bytes: number): string => `${(bytes / 2 ** 30).toFixed(2)} GiB`
 
 export const seconds = (ms: number): number => Math.round(ms) / 1000

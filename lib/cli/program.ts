@@ -1,12 +1,23 @@
 /** The command line: one file a command, one line here each. */
 import { createRequire } from 'node:module'
 import { Command } from 'commander'
+import { benchCommand } from './bench'
 import { chatCommand } from './chat'
 import { compareCommand } from './compare'
 import { generateCommand } from './generate'
 import { guardCommand } from './guard'
+import { oneStepCommand } from './one-step'
+import { trainCommand } from './train'
 
-const commands: readonly (() => Command)[] = [chatCommand, generateCommand, compareCommand, guardCommand]
+const commands: readonly (() => Command)[] = [
+  trainCommand,
+  oneStepCommand,
+  chatCommand,
+  generateCommand,
+  compareCommand,
+  guardCommand,
+  benchCommand,
+]
 
 const { version } = createRequire(import.meta.url)('qwen3-nvfp4/package.json') as { version: string }
 
