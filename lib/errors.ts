@@ -66,6 +66,7 @@ export const errorCodes = {
   // lib/train
   CHECKPOINT_DIR_BUSY: 'Another process writes this folder of training checkpoints; the message names it.',
   CHECKPOINT_DIR_NOT_EMPTY: 'A folder holds checkpoints of a run that this one does not go on from.',
+  DEPENDENCY_MISSING: 'A package that only this request needs is not installed.',
   MEMORY_LIMIT: 'A MemoryGuard saw a limit passed; the message has the bytes in use and the limit.',
   MEMORY_UNOBSERVABLE: 'Memory that has a limit cannot be read here; the message has the reason.',
   NON_FINITE_LOSS:

@@ -74,6 +74,8 @@ export interface TrainerOptions
 
   /** File of JSON lines, an event each, to which this run is added. Default: none. */
   logFile?: string | URL
+  /** File of the curve of the loss, `.svg` or `.png` (with @resvg/resvg-js), written at checkpoints and at the end. Default: none. */
+  lossCurve?: string | URL
   /** Whether to show a progress bar on stderr. Default: false. */
   progress?: boolean
 

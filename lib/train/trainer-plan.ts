@@ -18,6 +18,7 @@ import type { Tokenizer } from '../chat/tokenizer'
 import { checkOptimizerOptions, type PackedAdamW } from '../model/packed-adamw'
 import type { Qwen3Nvfp4Model } from '../model/qwen3-nvfp4-model'
 import { checkEarlyStop, type EarlyStopOptions } from './early-stop'
+import { checkCurvePath } from './loss-curve'
 import { checkProbes, type Probe } from './probes'
 import { planSchedule, type ScheduleOptions } from './schedule'
 import { selectTrainable } from './trainable'
@@ -50,6 +51,7 @@ export interface TrainerPlan {
   resume: boolean | string
   allowChanged: readonly string[]
   logFile?: string
+  lossCurve?: string
   progress: boolean
   signal?: AbortSignal
   handleSigint: boolean
@@ -91,6 +93,7 @@ const optionNames: (keyof TrainerOptions)[] = [
   'resume',
   'allowChanged',
   'logFile',
+  'lossCurve',
   'progress',
   'signal',
   'handleSigint',
@@ -204,10 +207,10 @@ function checkWatching(given: TrainerOptions): Pick<TrainerPlan, Watching> {
   }
 }
 
-type Files = 'checkpointDir' | 'checkpointEvery' | 'keep' | 'resume' | 'allowChanged' | 'logFile'
+type Files = 'checkpointDir' | 'checkpointEvery' | 'keep' | 'resume' | 'allowChanged' | 'logFile' | 'lossCurve'
 
 function checkFiles(given: TrainerOptions): Pick<TrainerPlan, Files> {
-  const { checkpointDir, resume = false, logFile, allowChanged = [] } = given
+  const { checkpointDir, resume = false, logFile, lossCurve, allowChanged = [] } = given
   const folder = checkpointDir === undefined ? undefined : checkPath('checkpointDir', checkpointDir)
   if (resume === true && folder === undefined) throw wrongValue('a path without checkpointDir', 'resume', resume)
   if (!Array.isArray(allowChanged)) throw wrongType('an array of names', 'allowChanged', allowChanged)
@@ -218,5 +221,6 @@ function checkFiles(given: TrainerOptions): Pick<TrainerPlan, Files> {
     resume: typeof resume === 'boolean' ? resume : checkPath('resume', resume),
     allowChanged: allowChanged.map((name, i) => checkString(`allowChanged[${i}]`, name)),
     logFile: logFile === undefined ? undefined : checkPath('logFile', logFile),
+    lossCurve: lossCurve === undefined ? undefined : checkCurvePath(lossCurve),
   }
 }

@@ -5,6 +5,7 @@ import type { PackedAdamW } from '../model/packed-adamw'
 import { version } from '../version'
 import { BatchFeed } from './batch-feed'
 import { CheckpointDirectory, type SavedCheckpoint } from './checkpoint-directory'
+import { writeLossCurve } from './loss-curve'
 import { firstNonFinite } from './non-finite'
 import { budgetMessage, nvfp4Budget } from './nvfp4-budget'
 import { type OptimizerStepStats, takeOptimizerStep } from './optimizer-step'
@@ -114,6 +115,7 @@ export class Trainer extends EventEmitter<TrainerEvents> implements AsyncDisposa
       const reason = yield* this.#train(stop)
       if (reason !== 'aborted' && reason !== 'interrupted') yield* this.#watch(true)
       if (this.#directory && this.#checkpoint?.step !== this.step) yield this.#tell(await this.#save(this.#directory))
+      await this.#draw()
       const result = this.#result(reason, seconds(begin))
       yield this.#tell({ type: 'done', step: this.step, ...result })
       return result
@@ -290,8 +292,15 @@ export class Trainer extends EventEmitter<TrainerEvents> implements AsyncDisposa
     const saved = await directory.write(this.step, state, (folder) => saveTraining(folder, model, this.#optimizer!))
     this.#checkpoint = saved
     await directory.prune(keep)
+    await this.#draw()
     const bytes = saved.files.reduce((sum, file) => sum + file.bytes, 0)
     return { type: 'checkpoint', step: saved.step, path: saved.path, bytes, seconds: seconds(begin) }
+  }
+
+  async #draw(): Promise<void> {
+    const { lossCurve } = this.#plan
+    const { history, validations } = this.#state
+    if (lossCurve) await writeLossCurve(lossCurve, { training: history.points, validation: validations })
   }
 
   #result(reason: StopReason, took: number): TrainResult {

@@ -248,6 +248,7 @@ describe('misuse is refused before anything runs', () => {
     [{ earlyStop: { patience: 1 } }, 'Expected a validation set, which earlyStop needs, for validation'],
     [{ probes: [{ prompt: 'hi' }] }, 'Expected a Tokenizer, which probes need, for tokenizer'],
     [{ resume: true }, 'Expected a path without checkpointDir for resume but received true'],
+    [{ lossCurve: 'loss.jpg' }, 'Expected a path that ends in .svg or .png for lossCurve'],
     [{ learningRate: 1 }, 'for a key of options but received learningRate'],
     [{ steps: 5, warmupSteps: 9 }, 'Expected at most the 5 steps of the run for warmupSteps'],
     [{ trainable: { names: ['none'] } }, 'Expected at least one parameter for trainable but received none'],
