@@ -262,6 +262,11 @@ export interface NativeLossArgs extends NativeTapeArgs {
   shifted: boolean
 }
 
+export interface NativeHiddenLossArgs extends NativeTapeArgs {
+  /** f32[batch, tokens, H] */
+  target: Float32Array
+}
+
 export interface NativeLoss {
   value: number
   tokens: number
@@ -316,6 +321,7 @@ export interface NativeModel {
   forwardCached(cache: NativeKvCache, args: NativeForwardArgs, cancel?: NativeCancel): Promise<NativeForwardOutput>
   record(args: NativeTapeArgs, cancel?: NativeCancel): Promise<NativeForwardOutput & { tape: NativeTape }>
   loss(args: NativeLossArgs, cancel?: NativeCancel): Promise<NativeLoss>
+  hiddenLoss(args: NativeHiddenLossArgs, cancel?: NativeCancel): Promise<NativeLoss>
   /** Holds the cache until it settles; onToken gets every token before that. */
   generate(
     cache: NativeKvCache,

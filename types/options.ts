@@ -115,6 +115,15 @@ export interface LossOptions {
   signal?: AbortSignal
 }
 
+export interface HiddenLossOptions {
+  /** As in LossOptions. Default: 'all'. */
+  recompute?: Recompute
+  /** As in ForwardOptions; padding does not count. Default: all 1. */
+  attentionMask?: ForwardOptions['attentionMask']
+  segments?: ForwardOptions['segments']
+  signal?: AbortSignal
+}
+
 export interface BackwardOptions {
   /** How gradients are kept until a step. Default: that of the last optimizer made for the model, else 'fp32'. */
   gradients?: GradientStorage

@@ -49,7 +49,8 @@ Napi::Function NativeModel::define(Napi::Env env) {
        InstanceMethod<&NativeModel::JsZeroGradients>("zeroGradients"),
        InstanceMethod<&NativeModel::JsForward>("forward"),
        InstanceMethod<&NativeModel::JsForwardCached>("forwardCached"), InstanceMethod<&NativeModel::JsRecord>("record"),
-       InstanceMethod<&NativeModel::JsLoss>("loss"), InstanceMethod<&NativeModel::JsGenerate>("generate")});
+       InstanceMethod<&NativeModel::JsLoss>("loss"), InstanceMethod<&NativeModel::JsHiddenLoss>("hiddenLoss"),
+       InstanceMethod<&NativeModel::JsGenerate>("generate")});
 }
 
 NativeModel::NativeModel(const Napi::CallbackInfo& info) : ObjectWrap(info) {

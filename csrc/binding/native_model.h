@@ -46,6 +46,7 @@ class NativeModel : public Napi::ObjectWrap<NativeModel> {
   Napi::Value JsForwardCached(const Napi::CallbackInfo& info);
   Napi::Value JsRecord(const Napi::CallbackInfo& info);
   Napi::Value JsLoss(const Napi::CallbackInfo& info);
+  Napi::Value JsHiddenLoss(const Napi::CallbackInfo& info);
   Napi::Value JsGenerate(const Napi::CallbackInfo& info);
 
   JobOrder order(const Napi::CallbackInfo& info, size_t cancel_index) const;

@@ -104,6 +104,30 @@ const char* finish_name(FinishReason reason) {
   return "";
 }
 
+// Records a pass and takes its loss by take(tape, cpu): { value, tokens, tape }.
+template <typename Take>
+Napi::Value take_loss(Napi::Env env, std::shared_ptr<ModelState> state, JobOrder order, const TokenBatch& batch,
+                      Take take) {
+  struct Taken {
+    std::shared_ptr<Tape> tape;
+    LossValue loss;
+  };
+  return run_job(
+      env, std::move(order),
+      [state, batch, take = std::move(take)](const Cpu& cpu) {
+        Taken out{record_forward(state->model, batch.tape_args(), cpu), {}};
+        out.loss = take(*out.tape, cpu);
+        return out;
+      },
+      [state](Napi::Env env, Taken& out) -> Napi::Value {
+        Napi::Object object = Napi::Object::New(env);
+        object.Set("value", out.loss.mean);
+        object.Set("tokens", double(out.loss.tokens));
+        object.Set("tape", NativeTape::wrap(env, state, std::move(out.tape)));
+        return object;
+      });
+}
+
 }  // namespace
 
 Napi::Value NativeModel::JsForward(const Napi::CallbackInfo& info) {
@@ -174,28 +198,26 @@ Napi::Value NativeModel::JsRecord(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value NativeModel::JsLoss(const Napi::CallbackInfo& info) {
-  struct Taken {
-    std::shared_ptr<Tape> tape;
-    LossValue loss;
-  };
+  return guarded(info.Env(), [&] {
+    const TokenBatch batch = token_batch_of(object_of(info[0]));
+    if (batch.labels.empty()) fail(Code::kInvalidArgument, "Expected labels");
+    return take_loss(info.Env(), alive(), order(info, 1), batch, [batch](Tape& tape, const Cpu& cpu) {
+      return tape_cross_entropy(tape, batch.labels.data(), batch.shifted, cpu);
+    });
+  });
+}
+
+Napi::Value NativeModel::JsHiddenLoss(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto state = alive();
     const TokenBatch batch = token_batch_of(object_of(info[0]));
-    if (batch.labels.empty()) fail(Code::kInvalidArgument, "Expected labels");
-    return run_job(
-        info.Env(), order(info, 1),
-        [state, batch](const Cpu& cpu) {
-          Taken out{record_forward(state->model, batch.tape_args(), cpu), {}};
-          out.loss = tape_cross_entropy(*out.tape, batch.labels.data(), batch.shifted, cpu);
-          return out;
-        },
-        [state](Napi::Env env, Taken& out) -> Napi::Value {
-          Napi::Object object = Napi::Object::New(env);
-          object.Set("value", out.loss.mean);
-          object.Set("tokens", double(out.loss.tokens));
-          object.Set("tape", NativeTape::wrap(env, state, std::move(out.tape)));
-          return object;
-        });
+    std::vector<float> target = floats_of(object_of(info[0]).Get("target"));
+    if (target.size() != batch.ids.size() * static_cast<size_t>(state->model.config().H)) {
+      fail(Code::kInvalidArgument, "Expected a target of batch x tokens x H values but received %zu", target.size());
+    }
+    return take_loss(
+        info.Env(), std::move(state), order(info, 1), batch,
+        [target = std::move(target)](Tape& tape, const Cpu& cpu) { return tape_hidden_l1(tape, target.data(), cpu); });
   });
 }
 

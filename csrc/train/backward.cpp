@@ -47,6 +47,11 @@ class Backward {
   }
 
   void weigh_tokens(float scale) {
+    if (tape_.hidden_gradient) {
+      auto* gradient = tape_.hidden_gradient.as<float>();
+      for (int64_t i = 0; i < N() * c_.H; ++i) gradient[i] *= scale;
+      return;
+    }
     if (dlogits_) {
       return check_finite(engine_.all_finite(dlogits_->get(), N() * c_.V), "the loss with respect to the logits");
     }
@@ -88,7 +93,7 @@ class Backward {
   void head() {
     const bool through = lowest_ < c_.L || model_.final_norm().trainable;
     if (through) final_gradient();
-    if (!c_.tied && model_.head().trainable) {
+    if (!c_.tied && model_.head().trainable && !tape_.hidden_gradient) {
       sink_.matrix(model_.head(), [this](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
         head_weight_rows(row, count, dw, accumulate);
       });
@@ -102,7 +107,10 @@ class Backward {
   void final_gradient() {
     const int64_t chunk = tape_.head_chunk();
     const WeightView w = model_.head().view();
-    if (dlogits_) {
+    if (tape_.hidden_gradient) {
+      const HostActivations gradient(engine_, tape_.hidden_gradient.as<float>(), N() * c_.H);
+      engine_.copy(g_.dnorm, gradient.get(), N() * c_.H);
+    } else if (dlogits_) {
       engine_.linear_backward_input(g_.dnorm, dlogits_->get(), w, N(), false);
     } else {
       for (int64_t begin = 0; begin < c_.V; begin += chunk) {
@@ -219,7 +227,7 @@ class Backward {
     if (!w.trainable) return;
     sink_.matrix(w, [this](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
       if (dw.bf16) fail(Code::kInternal, "rows of the embedding's gradient are f32");
-      if (c_.tied) {
+      if (c_.tied && !tape_.hidden_gradient) {
         head_weight_rows(row, count, dw, accumulate);
       } else if (!accumulate) {
         engine_.device().zero(dw.data, count * c_.H * 4);
@@ -252,7 +260,9 @@ void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink,
     fail(Code::kStaleGradient,
          "a parameter came to train that this forward pass kept nothing for: run it again before backward");
   }
-  if (!dlogits && tape.targets.empty()) fail(Code::kInternal, "backward without labels or a logits gradient");
+  if (!dlogits && tape.targets.empty() && !tape.hidden_gradient) {
+    fail(Code::kInternal, "backward without a loss or a logits gradient");
+  }
   tape.consumed = true;  // gate and up are overwritten below, so a second pass would be wrong
   const auto engine = make_engine(tape.model.device(), cpu);
   Backward(tape, dlogits, sink, *engine).run(scale);

@@ -135,4 +135,28 @@ LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, co
   return loss;
 }
 
+LossValue tape_hidden_l1(Tape& tape, const float* target, const Cpu& cpu) {
+  Device& device = tape.model.device();
+  const int64_t N = tape.N(), L = tape.model.config().L, H = tape.model.config().H;
+  const Buffer states(device.ledger(), MemoryKind::kScratch, N * H * 4);
+  tape_hidden(tape, L, states.as<float>(), cpu);
+  tape.hidden_gradient = Buffer(device.host_ledger(), MemoryKind::kActivations, N * H * 4, true);
+  auto* gradient = tape.hidden_gradient.as<float>();
+  device.copy_out(gradient, states.data(), N * H * 4);
+
+  const auto counts = [&](int64_t t) { return tape.mask.empty() || tape.mask[static_cast<size_t>(t)] != 0; };
+  LossValue loss;
+  for (int64_t t = 0; t < N; ++t) loss.tokens += counts(t) ? 1 : 0;
+  const float each = loss.tokens ? 1.0f / static_cast<float>(loss.tokens * H) : 0.0f;
+  double sum = 0;
+  for (int64_t i = 0; i < N * H; ++i) {
+    const double difference = counts(i / H) ? double{gradient[i]} - double{target[i]} : 0;
+    sum += std::abs(difference);
+    // What is not finite must not pass as a sign.
+    gradient[i] = std::isfinite(difference) ? each * static_cast<float>((difference > 0) - (difference < 0)) : NAN;
+  }
+  loss.mean = loss.tokens ? sum / static_cast<double>(loss.tokens * H) : 0;
+  return loss;
+}
+
 }  // namespace qn

@@ -39,19 +39,23 @@ void tape_logits(Tape& tape, float* logits, const Cpu& cpu);
 void tape_hidden(Tape& tape, int64_t index, float* hidden, const Cpu& cpu);
 
 struct LossValue {
-  double mean = 0;     // over counted labels; 0 when there are none
-  int64_t tokens = 0;  // labels that are not -100
+  double mean = 0;     // over what counts; 0 when nothing does
+  int64_t tokens = 0;  // that count: those with a label that is not -100
 };
 // labels[b, t] is the target of position t BEFORE shifting, as Hugging Face takes them: position t predicts labels[t +
 // 1], and the last one of a segment nothing. With `shifted`, labels are already aligned: position t predicts labels[t].
 // Keeps log-sum-exps for backward.
 LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, const Cpu& cpu);
 
-// Gradients of scale · loss (after tape_cross_entropy) or of Σ dlogits · logits (dlogits f32[B·T, V] of the host) into
-// the sink.
-// Consumes the tape. Does nothing below the lowest layer that trains. Throws kStaleGradient if weights changed since,
-// or a parameter came to train that the tape has nothing for, kNonFiniteGradient before anything reached the sink when
-// the loss gradient itself is not finite.
+// Mean |hidden − target| over the elements of the final normalised states, target f32[B·T, H] of the host. Tokens that
+// the mask hides do not count. Keeps its gradient, sign / count, for backward. Computed on the host: it is for
+// debugging.
+LossValue tape_hidden_l1(Tape& tape, const float* target, const Cpu& cpu);
+
+// Gradients of scale · loss (after one of the two above) or of Σ dlogits · logits (dlogits f32[B·T, V] of the host)
+// into the sink. Consumes the tape. Does nothing below the lowest layer that trains. Throws kStaleGradient if weights
+// changed since, or a parameter came to train that the tape has nothing for, kNonFiniteGradient before anything reached
+// the sink when the loss gradient itself is not finite.
 void backward(Tape& tape, const float* dlogits, float scale, GradientSink& sink, const Cpu& cpu);
 
 }  // namespace qn

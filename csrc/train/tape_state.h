@@ -152,6 +152,7 @@ class Tape {
   const int32_t* device_starts = nullptr;
   const int32_t* device_targets = nullptr;
   int64_t target_count = 0;
+  Buffer hidden_gradient;  // f32[N, H] of the host, in place of targets: see tape_hidden_l1()
   bool consumed = false;
   uint64_t version;
   Arena arena;

@@ -4,11 +4,11 @@ import { awaitNative } from '../errors'
 import { runNative } from '../native-call'
 import { checkBackward } from './forward-result'
 
-/** A mean cross-entropy and its forward pass, kept on the device until `backward` or `dispose`. */
+/** A loss and its forward pass, kept on the device until `backward` or `dispose`. */
 export class Loss {
-  /** Mean over the counted labels, in nats; 0 when none counts. */
+  /** Mean cross-entropy over the counted labels, in nats, or mean distance of hidden states; 0 when nothing counts. */
   readonly value: number
-  /** Labels that count: those that are not -100. */
+  /** Tokens that count: those with a label that is not -100, or that are no padding. */
   readonly tokens: number
   readonly #native: NativeLoss
   readonly #gradients: () => NativeGradientOptions

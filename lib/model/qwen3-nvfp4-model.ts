@@ -8,6 +8,7 @@ import type {
   ForwardOptions,
   GeneratedToken,
   GenerateOptions,
+  HiddenLossOptions,
   InitializeOptions,
   KvCacheOptions,
   LinearSteOptions,
@@ -18,7 +19,7 @@ import type {
   OptimizerOptions,
   TokenIds,
 } from '../../types/options'
-import { checkBoolean, checkInteger, checkOneOf, checkOptions, checkSignal, wrongShape } from '../check'
+import { checkBoolean, checkFloat32, checkInteger, checkOneOf, checkOptions, checkSignal, wrongShape } from '../check'
 import { awaitNative, callNative } from '../errors'
 import { native } from '../native'
 import { runNative } from '../native-call'
@@ -163,6 +164,24 @@ export class Qwen3Nvfp4Model {
       recompute: checkOneOf('recompute', given.recompute ?? 'all', recomputes),
     }
     const taken = await runNative(checkSignal(given.signal), (cancel) => this.#native.loss(args, cancel))
+    return new Loss(taken, () => this.#gradients)
+  }
+
+  /**
+   * Mean |hidden − target| over the final normalised hidden states, target f32[B, T, H], with a `backward` as of `loss`.
+   * For debugging and comparisons: it is computed on the host.
+   */
+  async hiddenLoss(ids: TokenIds, target: Float32Array, options?: HiddenLossOptions): Promise<Loss> {
+    const given = checkOptions(options, 'options', ['recompute', 'attentionMask', 'segments', 'signal'])
+    const tokens = checkIds(ids, this.config.vocabSize)
+    const args = {
+      ...tokens,
+      target: checkFloat32('target', target, [tokens.batch, tokens.tokens, this.config.hiddenSize]),
+      mask: checkMask(given.attentionMask, tokens),
+      starts: checkSegments(given.segments, tokens),
+      recompute: checkOneOf('recompute', given.recompute ?? 'all', recomputes),
+    }
+    const taken = await runNative(checkSignal(given.signal), (cancel) => this.#native.hiddenLoss(args, cancel))
     return new Loss(taken, () => this.#gradients)
   }
 

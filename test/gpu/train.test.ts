@@ -110,6 +110,20 @@ describeOnGpu('loss and backward', () => {
       expectSameBytes(runs[2]!, runs[0]!)
     })
 
+    test('are those of the CPU for the distance of hidden states', async () => {
+      const target = seededValues(B * T * config.hiddenSize, 5)
+      const values = []
+      for (const model of [gpu, cpu]) {
+        const loss = await model.hiddenLoss(ids, target, { attentionMask })
+        values.push(loss.value)
+        await loss.backward()
+      }
+      expect(Math.abs(values[0]! / values[1]! - 1)).toBeLessThan(2e-3)
+      // States within an error of their target have the other sign on one of the two.
+      expectGradients(await gradientsOf(gpu), await gradientsOf(cpu), { cosine: 0.98, normRatio: 0.05 })
+      for (const model of [gpu, cpu]) await model.zeroGrad()
+    })
+
     test('of the cross-entropy as a loss of the caller are the same', async () => {
       await using result = await gpu.forward(ids, { gradient: true, attentionMask })
       const logits = await result.logits.toFloat32Array()

@@ -239,6 +239,63 @@ describe('loss and backward', () => {
   })
 })
 
+describe('hiddenLoss', () => {
+  const [H, T] = [tinyConfig.hiddenSize, 9]
+  const ids = [idsOf(T, 1), idsOf(T, 12)]
+  const target = Float32Array.from({ length: 2 * T * H }, (_, i) => Math.sin(i))
+
+  test.each([true, false])('is the mean distance and has its slopes, tied %s', async (tieWordEmbeddings) => {
+    await using model = await tinyModel({ weights: 'fp32' }, { ...tinyConfig, tieWordEmbeddings })
+    const attentionMask = ids.map((row, b) => row.map((_, t) => (b === 1 && t > 6 ? 0 : 1)))
+    const options = { attentionMask, segments: ids.map((row) => row.map((_, t) => (t < 4 ? 0 : 1))) }
+    const states = await model.forward(ids, { hiddenStates: true, ...options })
+    const hidden = await states.hiddenStates.at(-1)!.toFloat32Array()
+    const visible = (i: number) => attentionMask.flat()[Math.floor(i / H)] === 1
+    const sum = hidden.reduce((total, h, i) => total + (visible(i) ? Math.abs(h - target[i]!) : 0), 0)
+    const loss = await model.hiddenLoss(ids, target, options)
+    expect(loss.tokens).toBe(2 * T - 2)
+    expectClose([loss.value], [sum / ((2 * T - 2) * H)], 0, 1e-6)
+    await loss.backward({ scale: 2 })
+
+    for (const parameter of model.parameters()) {
+      const gradient = await parameter.grad()
+      if (parameter.name === 'lm_head.weight') {
+        expect(gradient).toBeNull()
+        continue
+      }
+      const values = await parameter.read()
+      const i = gradient!.reduce((best, g, j) => (Math.abs(g) > Math.abs(gradient![best]!) ? j : best), 0)
+      const step = 1e-3
+      const lossAt = async (value: number) => {
+        await parameter.write(values.map((v, j) => (j === i ? value : v)))
+        return (await model.hiddenLoss(ids, target, options)).value
+      }
+      const slope = ((await lossAt(values[i]! + step)) - (await lossAt(values[i]! - step))) / step
+      await parameter.write(values)
+      // A kink of |x| within the step adds 2 / (T H) at most.
+      expectClose([gradient![i]!], [slope], 5e-3, 3e-2)
+    }
+  })
+
+  test('a target that is not finite is found before anything is stored', async () => {
+    await using model = await tinyModel()
+    const loss = await model.hiddenLoss(
+      ids,
+      target.map((x, i) => (i === 40 ? NaN : x)),
+    )
+    expect(loss.value).toBeNaN()
+    await expect(loss.backward()).rejects.toMatchObject({ code: 'NON_FINITE_GRADIENT' })
+    expect(await model.parameter('model.norm.weight')!.grad()).toBeNull()
+  })
+
+  test('refuses a target of another shape', async () => {
+    await using model = await tinyModel()
+    await expect(model.hiddenLoss(ids, new Float32Array(5))).rejects.toThrow(
+      'Expected f32[2, 9, 32] for target but received f32[5]',
+    )
+  })
+})
+
 describe('linearSte', () => {
   let model: Qwen3Nvfp4Model
   beforeAll(async () => {
