@@ -12,7 +12,7 @@ export const errorCodes = {
   CACHE_FULL: 'The key/value cache has no room for the tokens.',
   NON_FINITE_LOGITS: 'The model produced NaN or infinity in its logits.',
   NON_FINITE_GRADIENT:
-    'A gradient holds NaN or infinity; the message names the tensor. step() changes nothing then, trainStep() may have updated tensors before that one.',
+    'A loss or gradient holds NaN or infinity; `key` names the first tensor or layer, `step` the step. step() changes nothing then, trainStep() may have updated tensors before that one.',
   NON_FINITE_WEIGHT: 'A loaded tensor holds a NaN, an infinity or a NaN scale; the message names it.',
   DEGENERATE_OUTPUT: 'Generation repeated one token id maxRepeats times in a row.',
   IO_FAILED: 'A file operation failed; the message has the path and the reason of the operating system.',
@@ -99,12 +99,14 @@ export interface ErrorDetails {
   cause?: unknown
   /** The file that was read or written. */
   file?: string
-  /** The entry of the file, or the name of the tensor. */
+  /** The entry of the file, or the name of the tensor or layer. */
   key?: string
   /** Where in the file, in bytes from its start. */
   offset?: number
   /** The line of a text file, from 1. */
   line?: number
+  /** Number of the optimizer step that failed. */
+  step?: number
 }
 
 const brand = Symbol.for('qwen3-nvfp4.error')
@@ -120,6 +122,7 @@ export class Qwen3Nvfp4Error extends Error {
   readonly key?: string
   readonly offset?: number
   readonly line?: number
+  readonly step?: number
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     super(message, 'cause' in details ? { cause: details.cause } : undefined)
@@ -128,6 +131,7 @@ export class Qwen3Nvfp4Error extends Error {
     if (details.key !== undefined) this.key = details.key
     if (details.offset !== undefined) this.offset = details.offset
     if (details.line !== undefined) this.line = details.line
+    if (details.step !== undefined) this.step = details.step
     Object.defineProperty(this, brand, { value: true })
   }
 
@@ -163,9 +167,9 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
 /** An error thrown by the addon as ours, with the stack of the caller; anything else unchanged. */
 export function fromNative(error: unknown): unknown {
   if (error instanceof Qwen3Nvfp4Error || typeof error !== 'object' || error === null) return error
-  const { code, message } = error as { code?: unknown; message?: unknown }
+  const { code, message, key, step } = error as { code?: unknown; message?: unknown; key?: string; step?: number }
   if (typeof code !== 'string' || !Object.hasOwn(errorCodes, code)) return error
-  return new Qwen3Nvfp4Error(code as ErrorCode, String(message), { cause: error })
+  return new Qwen3Nvfp4Error(code as ErrorCode, String(message), { cause: error, key, step })
 }
 
 /** Runs a synchronous native call, or awaits a native promise, so that only our errors leave it. */

@@ -394,6 +394,16 @@ export interface NativeStepArgs {
   maxGradNorm: number
 }
 
+/** Thresholds are 0 where nothing is skipped. */
+export interface NativeKeptStepArgs extends NativeStepArgs {
+  skipAboveNorm: number
+  keepGradients: boolean
+}
+
+export interface NativeTrainStepArgs extends NativeStepArgs {
+  skipAboveLoss: number
+}
+
 export interface NativeStepStats {
   step: number
   lr: number
@@ -401,15 +411,16 @@ export interface NativeStepStats {
   clipScale: number
   updateRms: number
   changedCodes: number
+  skipped: boolean
 }
 
 export interface NativeOptimizer {
   /** Makes the state; call it first. */
   create(): Promise<void>
-  step(args: NativeStepArgs & { keepGradients: boolean }, cancel?: NativeCancel): Promise<NativeStepStats>
+  step(args: NativeKeptStepArgs, cancel?: NativeCancel): Promise<NativeStepStats>
   trainStep(
     batch: NativeLossArgs,
-    args: NativeStepArgs,
+    args: NativeTrainStepArgs,
     cancel?: NativeCancel,
   ): Promise<NativeStepStats & { loss: number; tokens: number }>
   zeroGradients(): Promise<void>

@@ -127,7 +127,10 @@ export interface HiddenLossOptions {
 export interface BackwardOptions {
   /** How gradients are kept until a step. Default: that of the last optimizer made for the model, else 'fp32'. */
   gradients?: GradientStorage
-  /** Factor of the loss, for accumulation over micro-batches. Default: 1. */
+  /**
+   * Factor of the loss. Micro-batches give the gradients of their labels' mean when each has the share of labels that count
+   * in it: `scale: loss.tokens / total`, with `total` counted over all of them. Default: 1.
+   */
   scale?: number
   signal?: AbortSignal
 }
@@ -176,6 +179,11 @@ export interface StepOptions {
   lr?: number
   /** Scales gradients so that their global norm is at most this, above 0. Default: no clipping. */
   maxGradNorm?: number
+  /**
+   * Takes no step when the gradients' global norm is above this, a number above 0: nothing is touched, no step is counted,
+   * the gradients are consumed unless kept, and `skipped` says so. Default: never.
+   */
+  skipAboveNorm?: number
   /** Keep the gradients instead of consuming them, for another step or to read them. Default: false. */
   keepGradients?: boolean
   signal?: AbortSignal
@@ -196,6 +204,11 @@ export interface TrainStepOptions {
   lr?: number
   /** Clips by the norm of the previous step's gradients, as this step's is known only at its end. Default: no clipping. */
   maxGradNorm?: number
+  /**
+   * Takes no step when the loss, which is known before the backward pass, is above this, a number above 0: nothing is touched, no
+   * step is counted, and `skipped` says so. Default: never.
+   */
+  skipAboveLoss?: number
   /** As in LossOptions. Default: 'all'. */
   recompute?: Recompute
   /** Counts until the first update; from then on the step runs to its end. */
@@ -207,7 +220,7 @@ export interface StepStats {
   /** Number of updates made so far, this one included. */
   step: number
   lr: number
-  /** Global norm of the gradients before clipping. */
+  /** Global norm of the gradients before clipping; 0 where `skipAboveLoss` ended the step before there were any. */
   gradNorm: number
   /** What clipping multiplied the gradients with; 1 without. */
   clipScale: number
@@ -215,6 +228,8 @@ export interface StepStats {
   updateRms: number
   /** Fraction of NVFP4 weight codes that the step changed. */
   changedCodes: number
+  /** Whether `skipAboveNorm` or `skipAboveLoss` let no update happen. */
+  skipped: boolean
 }
 
 export interface TrainStepStats extends StepStats {

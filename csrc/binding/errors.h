@@ -13,6 +13,13 @@ inline Napi::Error to_js_error(Napi::Env env, const char* code, const char* mess
   return error;
 }
 
+inline Napi::Error to_js_error(Napi::Env env, const Error& cause) {
+  Napi::Error error = to_js_error(env, code_name(cause.code()), cause.what());
+  if (!cause.key().empty()) error.Set("key", Napi::String::New(env, cause.key()));
+  if (cause.step() > 0) error.Set("step", Napi::Number::New(env, static_cast<double>(cause.step())));
+  return error;
+}
+
 // Runs `body` so that nothing but Napi::Error leaves it.
 template <typename Body>
 auto guarded(Napi::Env env, Body&& body) -> decltype(body()) {
@@ -21,7 +28,7 @@ auto guarded(Napi::Env env, Body&& body) -> decltype(body()) {
   } catch (const Napi::Error&) {
     throw;
   } catch (const Error& error) {
-    throw to_js_error(env, code_name(error.code()), error.what());
+    throw to_js_error(env, error);
   } catch (const std::bad_alloc&) {
     throw to_js_error(env, code_name(Code::kOutOfMemory), "out of memory");
   } catch (const std::exception& error) {

@@ -103,7 +103,7 @@ Napi::Value run_job(Napi::Env env, JobOrder order, Work work, Convert convert) {
       order.hub->end(env, order.cancel);
       if (order.settled) order.settled(!failure);
       if (failure) {
-        deferred.Reject(to_js_error(env, code_name(failure->code()), failure->what()).Value());
+        deferred.Reject(to_js_error(env, *failure).Value());
         return;
       }
       try {

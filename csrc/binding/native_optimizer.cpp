@@ -52,6 +52,7 @@ Napi::Object stats_object(Napi::Env env, const StepStats& stats, double lr) {
   out.Set("clipScale", stats.clip_scale);
   out.Set("updateRms", stats.update_rms);
   out.Set("changedCodes", stats.flipped);
+  out.Set("skipped", stats.skipped);
   return out;
 }
 
@@ -120,43 +121,46 @@ Napi::Value NativeOptimizer::JsCreate(const Napi::CallbackInfo& info) {
   });
 }
 
-// ({ lr, maxGradNorm, keepGradients }, cancel)
+// ({ lr, maxGradNorm, skipAboveNorm, keepGradients }, cancel)
 Napi::Value NativeOptimizer::JsStep(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const Napi::Object js = object_of(info[0]);
-    const double lr = number_of(js.Get("lr")), max_grad_norm = number_of(js.Get("maxGradNorm"));
+    const StepArgs args = {number_of(js.Get("lr")), number_of(js.Get("maxGradNorm")),
+                           number_of(js.Get("skipAboveNorm"))};
     const bool keep = bool_of(js.Get("keepGradients"));
     return run_job(
         info.Env(), order(info, 1),
-        [state = alive(), lr, max_grad_norm, keep](const Cpu& cpu) {
+        [state = alive(), args, keep](const Cpu& cpu) {
           PackedAdamW& optimizer = made(*state);
           GradientStore* gradients = state->model->gradients.get();
           if (!gradients || gradients->micro_batches() == 0) {
             fail(Code::kInvalidArgument, "there are no gradients to step with; await loss.backward() first");
           }
-          const StepStats stats = optimizer.step(*gradients, lr, max_grad_norm, cpu);
+          const StepStats stats = optimizer.step(*gradients, args, cpu);
           state->model->optimizer_steps = optimizer.step_count();
           if (!keep) state->model->zero_gradients();
           return stats;
         },
-        [lr](Napi::Env env, StepStats& stats) -> Napi::Value { return stats_object(env, stats, lr); });
+        [lr = args.lr](Napi::Env env, StepStats& stats) -> Napi::Value { return stats_object(env, stats, lr); });
   });
 }
 
-// (batch, { lr, maxGradNorm }, cancel)
+// (batch, { lr, maxGradNorm, skipAboveLoss }, cancel)
 Napi::Value NativeOptimizer::JsTrainStep(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     const TokenBatch batch = token_batch_of(object_of(info[0]));
     if (batch.labels.empty()) fail(Code::kInvalidArgument, "Expected labels");
     const Napi::Object js = object_of(info[1]);
     const double lr = number_of(js.Get("lr")), max_grad_norm = number_of(js.Get("maxGradNorm"));
+    const double skip_above_loss = number_of(js.Get("skipAboveLoss"));
     return run_job(
         info.Env(), order(info, 2),
-        [state = alive(), batch, lr, max_grad_norm](const Cpu& cpu) {
+        [state = alive(), batch, lr, max_grad_norm, skip_above_loss](const Cpu& cpu) {
           PackedAdamW& optimizer = made(*state);
           const StepCount count{*state->model, optimizer};
           return train_step(state->model->model, optimizer,
-                            {batch.tape_args(), batch.labels.data(), batch.shifted, lr, max_grad_norm}, cpu);
+                            {batch.tape_args(), batch.labels.data(), batch.shifted, lr, max_grad_norm, skip_above_loss},
+                            cpu);
         },
         [lr](Napi::Env env, TrainStepResult& result) -> Napi::Value {
           Napi::Object out = stats_object(env, result.stats, lr);

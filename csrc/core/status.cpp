@@ -47,13 +47,30 @@ const char* code_name(Code code) {
   return "INTERNAL";
 }
 
-void fail(Code code, const char* format, ...) {
+namespace {
+
+std::string formatted(const char* format, va_list arguments) {
   char message[1024];
+  std::vsnprintf(message, sizeof message, format, arguments);
+  return message;
+}
+
+}  // namespace
+
+void fail(Code code, const char* format, ...) {
   va_list arguments;
   va_start(arguments, format);
-  std::vsnprintf(message, sizeof message, format, arguments);
+  const std::string message = formatted(format, arguments);
   va_end(arguments);
   throw Error(code, message);
+}
+
+void fail_at(const std::string& key, Code code, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  const std::string message = formatted(format, arguments);
+  va_end(arguments);
+  throw Error(code, message, key);
 }
 
 }  // namespace qn

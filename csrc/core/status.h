@@ -1,8 +1,10 @@
 // The one exception type of the core, and the stable codes it carries to JavaScript.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace qn {
 
@@ -32,14 +34,34 @@ const char* code_name(Code code);
 
 class Error : public std::runtime_error {
  public:
-  Error(Code code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  Error(Code code, const std::string& message, std::string key = "")
+      : std::runtime_error(message), code_(code), key_(std::move(key)) {}
   Code code() const { return code_; }
+  const std::string& key() const { return key_; }  // the tensor or module that it concerns, where one is known
+  int64_t step() const { return step_; }           // number of the optimizer step that failed; 0: none
+  void set_step(int64_t step) { step_ = step; }
 
  private:
   Code code_;
+  std::string key_;
+  int64_t step_ = 0;
 };
 
 // printf-style throw: fail(Code::kIo, "cannot open %s: %s", path, strerror(errno)).
 [[noreturn]] void fail(Code code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+// The same about the tensor or module `key`.
+[[noreturn]] void fail_at(const std::string& key, Code code, const char* format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+// body(), whose errors say that they are of this optimizer step.
+template <typename Body>
+auto in_step(int64_t step, Body&& body) {
+  try {
+    return body();
+  } catch (Error& error) {
+    error.set_step(step);
+    throw;
+  }
+}
 
 }  // namespace qn

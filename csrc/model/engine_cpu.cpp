@@ -161,7 +161,7 @@ class CpuEngine : public Engine {
 
   void require_finite(const double* squares, int64_t row_count, const Parameter& parameter, uint32_t*) override {
     if (std::all_of(squares, squares + row_count, [](double value) { return std::isfinite(value); })) return;
-    fail(Code::kNonFiniteGradient, "the gradient of %s is not finite", parameter.name.c_str());
+    fail_at(parameter.name, Code::kNonFiniteGradient, "the gradient of %s is not finite", parameter.name.c_str());
   }
 
   void adamw(AdamwRow* rows, const AdamwArgs& args) override { adamw_cpu(rows, args, cpu()); }

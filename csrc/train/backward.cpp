@@ -11,8 +11,8 @@ namespace qn {
 
 namespace {
 
-void check_finite(bool finite, const char* what) {
-  if (!finite) fail(Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated", what);
+void check_finite(bool finite, const char* key, const char* what) {
+  if (!finite) fail_at(key, Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated", what);
 }
 
 class Backward {
@@ -53,9 +53,14 @@ class Backward {
       return;
     }
     if (dlogits_) {
-      return check_finite(engine_.all_finite(dlogits_->get(), N() * c_.V), "the loss with respect to the logits");
+      return check_finite(engine_.all_finite(dlogits_->get(), N() * c_.V), "dLogits",
+                          "the loss with respect to the logits");
     }
-    check_finite(engine_.all_finite(tape_.buffers.lse, N()), "the loss (log-sum-exp of the logits)");
+    if (!engine_.all_finite(tape_.buffers.lse, N())) {
+      const std::string module = first_non_finite(tape_, engine_.cpu());
+      fail_at(module, Code::kNonFiniteGradient,
+              "the loss is not finite, first in the output of %s: nothing was updated", module.c_str());
+    }
     const float weight = tape_.target_count ? scale / static_cast<float>(tape_.target_count) : 0.0f;
     engine_.fill(tape_.buffers.weight, weight, N());
   }
@@ -120,7 +125,7 @@ class Backward {
         engine_.linear_backward_input(g_.dnorm, g.data, w.slice_rows(begin, count), N(), begin > 0);
       }
     }
-    check_finite(engine_.all_finite(g_.dnorm, N() * c_.H), "the final hidden states");
+    check_finite(engine_.all_finite(g_.dnorm, N() * c_.H), "hiddenStates", "the final hidden states");
   }
 
   // A place for a norm's gradient, zeroed, or null when it is not trained.

@@ -141,7 +141,8 @@ double GradientStore::norm(Engine& engine) const {
   for (const Parameter& parameter : model_.parameters()) {
     total += totals[parameter.id].gradient_squares;
     if (!std::isfinite(total)) {
-      fail(Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated", parameter.name.c_str());
+      fail_at(parameter.name, Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated",
+              parameter.name.c_str());
     }
   }
   return std::sqrt(total);

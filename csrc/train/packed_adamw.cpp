@@ -170,7 +170,8 @@ void PackedAdamW::settle(Engine& engine) {
     if (widens) widen_range(parameter, states_[parameter.id]);
   }
   if (stop > 0) {
-    fail(Code::kNonFiniteGradient, "the gradient of %s is not finite", model_.parameters()[stop - 1].name.c_str());
+    const std::string& name = model_.parameters()[stop - 1].name;
+    fail_at(name, Code::kNonFiniteGradient, "the gradient of %s is not finite", name.c_str());
   }
   if (gradient_squares > 0) stats_.grad_norm = std::sqrt(gradient_squares);
   stats_.update_rms = stats_.elements ? std::sqrt(update_squares / static_cast<double>(stats_.elements)) : 0;
@@ -198,12 +199,17 @@ double clip_scale_of(double norm, double max_norm) {
 
 }  // namespace
 
-StepStats PackedAdamW::step(const GradientStore& gradients, double lr, double max_grad_norm, const Cpu& cpu) {
+StepStats PackedAdamW::step(const GradientStore& gradients, const StepArgs& args, const Cpu& cpu) {
   if (in_step_) fail(Code::kBusy, "a fused step is in progress");
   Device& device = model_.device();
-  const double norm = gradients.norm(*make_engine(device, cpu));
+  const double norm = in_step(step_ + 1, [&] { return gradients.norm(*make_engine(device, cpu)); });
   cpu.check_cancelled();
-  begin(lr, clip_scale_of(norm, max_grad_norm), false);
+  if (args.skip_above_norm > 0 && norm > args.skip_above_norm) {
+    StepStats skipped = skipped_step();
+    skipped.grad_norm = norm;
+    return skipped;
+  }
+  begin(args.lr, clip_scale_of(norm, args.max_grad_norm), false);
   const auto engine = make_engine(device, Cpu{cpu.pool, cpu.isa});  // from here on, not to be cancelled
   stats_.grad_norm = norm;
   for (Parameter& parameter : model_.parameters()) {
@@ -215,6 +221,13 @@ StepStats PackedAdamW::step(const GradientStore& gradients, double lr, double ma
     update(parameter, rows, true, *engine);
   }
   return end(*engine);
+}
+
+StepStats PackedAdamW::skipped_step() const {
+  StepStats stats;
+  stats.step = step_;
+  stats.skipped = true;
+  return stats;
 }
 
 std::unique_ptr<PackedAdamW::FusedStep> PackedAdamW::begin_fused_step(double lr, double max_grad_norm, const Cpu& cpu) {

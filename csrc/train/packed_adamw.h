@@ -23,13 +23,20 @@ struct AdamwOptions {
   int64_t step_chunk_rows = 1024;  // rows of a gradient that exist at once; changes memory, never results
 };
 
+struct StepArgs {
+  double lr = 0;
+  double max_grad_norm = 0;    // 0: no clipping
+  double skip_above_norm = 0;  // 0: never
+};
+
 struct StepStats {
-  int64_t step = 0;       // this step's number, from 1
+  int64_t step = 0;       // this step's number, from 1; the last one's where this was skipped
   double grad_norm = 0;   // over every gradient of the step, before clipping
   double clip_scale = 1;  // what the gradients were multiplied with
   double update_rms = 0;  // √mean u²; much above AdamW's own means that noise in v acts as a larger rate
   double flipped = 0;     // fraction of NVFP4 weight codes that changed
   int64_t elements = 0;   // elements that were updated
+  bool skipped = false;   // an outlier: nothing was touched, and no step was counted
 };
 
 class PackedAdamW {
@@ -51,10 +58,13 @@ class PackedAdamW {
   // As much of that as the next step will allocate.
   int64_t missing_scratch_bytes(bool bf16_rows) const;
 
-  // One step on kept gradients (of parameters that have some), clipped to max_grad_norm (0: not) by their exact norm.
-  // Everything is checked before anything is touched: Error(kNonFiniteGradient) names the tensor, and cpu.cancel counts
-  // until then. Once begun, a step runs to its end. Does not zero the gradients.
-  StepStats step(const GradientStore& gradients, double lr, double max_grad_norm, const Cpu& cpu);
+  // One step on kept gradients (of parameters that have some), clipped to max_grad_norm by their exact norm, or none
+  // when that is above skip_above_norm. Everything is checked before anything is touched: Error(kNonFiniteGradient)
+  // names the tensor, and cpu.cancel counts until then. Once begun, a step runs to its end. Does not zero the
+  // gradients.
+  StepStats step(const GradientStore& gradients, const StepArgs& args, const Cpu& cpu);
+  // What a step that is not taken reports.
+  StepStats skipped_step() const;
 
   // One step whose gradients are never stored: hand it to backward(), then finish().
   class FusedStep : public GradientSink {

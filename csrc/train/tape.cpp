@@ -159,4 +159,14 @@ LossValue tape_hidden_l1(Tape& tape, const float* target, const Cpu& cpu) {
   return loss;
 }
 
+std::string first_non_finite(Tape& tape, const Cpu& cpu) {
+  const auto engine = make_engine(tape.model.device(), cpu);
+  const int64_t L = tape.model.config().L, count = tape.N() * tape.model.config().H;
+  for (int64_t i = tape.lowest; i <= L; ++i) {
+    if (engine->all_finite(tape.buffers.x[static_cast<size_t>(i)], count)) continue;
+    return i == 0 ? "model.embed_tokens" : "model.layers." + std::to_string(i - 1);
+  }
+  return engine->all_finite(tape.buffers.final_norm, count) ? "lm_head" : "model.norm";
+}
+
 }  // namespace qn

@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "model/forward.h"
@@ -51,6 +52,10 @@ LossValue tape_cross_entropy(Tape& tape, const int32_t* labels, bool shifted, co
 // the mask hides do not count. Keeps its gradient, sign / count, for backward. Computed on the host: it is for
 // debugging.
 LossValue tape_hidden_l1(Tape& tape, const float* target, const Cpu& cpu);
+
+// The module whose output is the first of a pass that is not finite: 'model.embed_tokens', 'model.layers.N',
+// 'model.norm', or 'lm_head' when all of them are. Where nothing is kept of a layer and those below, the one above it.
+std::string first_non_finite(Tape& tape, const Cpu& cpu);
 
 // Gradients of scale · loss (after one of the two above) or of Σ dlogits · logits (dlogits f32[B·T, V] of the host)
 // into the sink. Consumes the tape. Does nothing below the lowest layer that trains. Throws kStaleGradient if weights

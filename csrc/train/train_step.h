@@ -11,7 +11,8 @@ struct TrainStepArgs {
   const int32_t* labels = nullptr;  // [B, T]; see tape_cross_entropy()
   bool shifted = false;
   double lr = 0;
-  double max_grad_norm = 0;  // 0: no clipping; by the previous step's norm, see PackedAdamW::begin_fused_step()
+  double max_grad_norm = 0;    // 0: no clipping; by the previous step's norm, see PackedAdamW::begin_fused_step()
+  double skip_above_loss = 0;  // ends a step with a greater loss before its backward pass; 0: never
 };
 
 struct TrainStepResult {
@@ -19,8 +20,9 @@ struct TrainStepResult {
   StepStats stats;
 };
 
-// A batch without any counted label is Error(kInvalidArgument), a loss that is not finite Error(kNonFiniteGradient);
-// both before anything is touched. cpu.cancel counts until the first update, from then on the step runs to its end.
+// A batch without any counted label is Error(kInvalidArgument), a loss that is not finite Error(kNonFiniteGradient)
+// with the module that made the first such value; both before anything is touched. cpu.cancel counts until the first
+// update, from then on the step runs to its end.
 TrainStepResult train_step(Model& model, PackedAdamW& optimizer, const TrainStepArgs& args, const Cpu& cpu);
 
 }  // namespace qn

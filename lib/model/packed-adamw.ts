@@ -105,6 +105,10 @@ export interface AdamMoments {
   updates: number
 }
 
+/** A number above 0, or 0 for none. */
+const checkThreshold = (name: string, value: number | undefined): number =>
+  value === undefined ? 0 : checkNumber(name, value, { above: 0 })
+
 /** AdamW whose state is packed, by default to 4 bits a value. Made by `model.createOptimizer`. */
 export class PackedAdamW {
   /** Learning rate of steps that name none; may be changed between steps. */
@@ -128,11 +132,14 @@ export class PackedAdamW {
 
   /** Updates the weights with the gradients of earlier backward passes, and consumes these. */
   async step(options?: StepOptions): Promise<StepStats> {
-    const given = checkOptions(options, 'options', ['lr', 'maxGradNorm', 'keepGradients', 'signal'])
-    const args = this.#checkStep(given)
-    const keepGradients = checkBoolean('keepGradients', given.keepGradients ?? false)
+    const given = checkOptions(options, 'options', ['lr', 'maxGradNorm', 'skipAboveNorm', 'keepGradients', 'signal'])
+    const args = {
+      ...this.#checkStep(given),
+      skipAboveNorm: checkThreshold('skipAboveNorm', given.skipAboveNorm),
+      keepGradients: checkBoolean('keepGradients', given.keepGradients ?? false),
+    }
     await this.#created
-    return runNative(checkSignal(given.signal), (cancel) => this.#native.step({ ...args, keepGradients }, cancel))
+    return runNative(checkSignal(given.signal), (cancel) => this.#native.step(args, cancel))
   }
 
   /** One whole step: loss, backward pass and update in one job, layer by layer, so that no gradient is ever stored. */
@@ -144,9 +151,9 @@ export class PackedAdamW {
       shifted = false,
       ids,
     } = checkOptions(batch, 'batch', ['ids', 'labels', 'attentionMask', 'segments', 'shifted'])
-    const given = checkOptions(options, 'options', ['lr', 'maxGradNorm', 'recompute', 'signal'])
+    const given = checkOptions(options, 'options', ['lr', 'maxGradNorm', 'skipAboveLoss', 'recompute', 'signal'])
     const tokens = checkIds(ids, this.#vocabSize)
-    const args = this.#checkStep(given)
+    const args = { ...this.#checkStep(given), skipAboveLoss: checkThreshold('skipAboveLoss', given.skipAboveLoss) }
     const pass = {
       ...tokens,
       labels: checkLabels(labels, tokens, this.#vocabSize),
@@ -224,7 +231,7 @@ export class PackedAdamW {
   #checkStep({ lr, maxGradNorm }: { lr?: number; maxGradNorm?: number }) {
     return {
       lr: checkNumber('lr', lr ?? this.lr, { min: 0 }),
-      maxGradNorm: maxGradNorm === undefined ? 0 : checkNumber('maxGradNorm', maxGradNorm, { above: 0 }),
+      maxGradNorm: checkThreshold('maxGradNorm', maxGradNorm),
     }
   }
 }

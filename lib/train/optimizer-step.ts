@@ -12,7 +12,7 @@ export interface OptimizerStepOptions {
   skipAboveLoss?: number
 }
 
-export interface OptimizerStepStats extends Omit<StepStats, 'step'> {
+export interface OptimizerStepStats extends Omit<StepStats, 'step' | 'skipped'> {
   loss: number
   tokens: number
   skipped?: 'loss'
@@ -28,16 +28,19 @@ export async function takeOptimizerStep(
   group: readonly PreparedBatch[],
   options: OptimizerStepOptions,
 ): Promise<OptimizerStepStats> {
-  const { skipAboveLoss, ...step } = options
-  if (group.length === 1) return optimizer.trainStep(group[0]!.batch, step)
+  const { lr, maxGradNorm, skipAboveLoss } = options
+  if (group.length === 1) {
+    const { skipped, ...stats } = await optimizer.trainStep(group[0]!.batch, options)
+    return { ...stats, ...(skipped && { skipped: 'loss' as const }) }
+  }
   const loss = await sumGradients(model, group, options)
   const tokens = group.reduce((sum, batch) => sum + batch.tokens, 0)
   if (skipAboveLoss !== undefined && loss > skipAboveLoss) {
     await model.zeroGrad()
-    return { loss, tokens, lr: step.lr, gradNorm: 0, clipScale: 1, updateRms: 0, changedCodes: 0, skipped: 'loss' }
+    return { loss, tokens, lr, gradNorm: 0, clipScale: 1, updateRms: 0, changedCodes: 0, skipped: 'loss' }
   }
-  const { lr, maxGradNorm } = step
-  return { loss, tokens, ...(await optimizer.step({ lr, maxGradNorm })) }
+  const { skipped: _, ...stats } = await optimizer.step({ lr, maxGradNorm })
+  return { loss, tokens, ...stats }
 }
 
 /** Adds up the gradients of the mean loss over all labels of the group, and returns that loss. */

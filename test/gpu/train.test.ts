@@ -355,6 +355,8 @@ describeOnGpu('training', () => {
     const before = await weightsOf(model)
     await expect(optimizer.trainStep({ ids, labels })).rejects.toMatchObject({
       code: 'NON_FINITE_GRADIENT',
+      key: down.name,
+      step: 1,
       message: expect.stringContaining(down.name),
     })
     const after = await weightsOf(model)
@@ -367,6 +369,24 @@ describeOnGpu('training', () => {
     expect((await optimizer.trainStep({ ids, labels })).loss).toBeGreaterThan(0)
   })
 
+  test('skips a step whose loss or norm is an outlier, and touches nothing', async () => {
+    await using model = await gpuModel()
+    await using optimizer = model.createOptimizer({ lr: 1e-3 })
+    await optimizer.trainStep({ ids, labels })
+    const before = await weightsOf(model)
+    expect(await optimizer.trainStep({ ids, labels }, { skipAboveLoss: 1e-3 })).toMatchObject({
+      skipped: true,
+      step: 1,
+    })
+    await (await model.loss(ids, labels)).backward()
+    expect(await optimizer.step({ skipAboveNorm: 1e-9 })).toMatchObject({ skipped: true, step: 1 })
+    expectSameBytes(await weightsOf(model), before)
+    expect(await optimizer.trainStep({ ids, labels }, { skipAboveLoss: 1e6 })).toMatchObject({
+      skipped: false,
+      step: 2,
+    })
+  })
+
   test('refuses a loss that is not finite before anything changed', async () => {
     await using model = await gpuModel()
     await using optimizer = model.createOptimizer()
@@ -374,7 +394,8 @@ describeOnGpu('training', () => {
     const values = await norm.read()
     await norm.write(values.map(() => 3e38))
     const before = await weightsOf(model)
-    await expect(optimizer.trainStep({ ids, labels })).rejects.toMatchObject({ code: 'NON_FINITE_GRADIENT' })
+    const failure = { code: 'NON_FINITE_GRADIENT', key: 'model.norm', step: 1 }
+    await expect(optimizer.trainStep({ ids, labels })).rejects.toMatchObject(failure)
     expectSameBytes(await weightsOf(model), before)
     await norm.write(values)
     await expect(optimizer.trainStep({ ids, labels })).resolves.toMatchObject({ tokens: expect.any(Number) })

@@ -50,6 +50,31 @@ describe('loss and backward', () => {
     expect(await parameter.grad()).toBeNull()
   })
 
+  test('four micro-batches, each weighted by its labels, give the gradients of one batch of four', async () => {
+    const four = [1, 4, 20, 33].map((seed) => idsOf(7, seed))
+    // 6, 4, 2 and 1 labels that count, and one that has nothing before it.
+    const targets = four.map((row, b) => row.map((id, t) => (t === 0 || t > 6 - 2 * b + (b > 2 ? 1 : 0) ? -100 : id)))
+    const whole = await model.loss(four, targets)
+    expect(whole.tokens).toBe(13)
+    await whole.backward()
+    const expected = new Map<string, Float32Array>()
+    for (const parameter of model.parameters()) expected.set(parameter.name, (await parameter.grad())!)
+    await model.zeroGrad()
+
+    const total = targets.flatMap((row) => row.slice(1)).filter((label) => label !== -100).length
+    let mean = 0
+    for (const [b, row] of four.entries()) {
+      const loss = await model.loss(row, targets[b]!)
+      mean += (loss.value * loss.tokens) / total
+      await loss.backward({ scale: loss.tokens / total })
+    }
+    expectClose([mean], [whole.value], 0, 1e-6)
+    for (const parameter of model.parameters()) {
+      expectClose((await parameter.grad())!, expected.get(parameter.name)!, 1e-6, 1e-5)
+    }
+    await model.zeroGrad()
+  })
+
   test('labels that are shifted by hand give the same loss', async () => {
     const next = labels.map((row) => [...row.slice(1), -100])
     const [plain, shifted] = [await model.loss(ids, labels), await model.loss(ids, next, { shifted: true })]
@@ -217,7 +242,7 @@ describe('loss and backward', () => {
     const result = await model.forward(ids, { gradient: true })
     const dLogits = new Float32Array(2 * 7 * 96)
     dLogits[5] = Infinity
-    await expect(result.backward(dLogits)).rejects.toMatchObject({ code: 'NON_FINITE_GRADIENT' })
+    await expect(result.backward(dLogits)).rejects.toMatchObject({ code: 'NON_FINITE_GRADIENT', key: 'dLogits' })
     expect(await model.parameter('model.norm.weight')!.grad()).toBeNull()
     await result.dispose()
   })

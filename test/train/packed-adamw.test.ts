@@ -172,6 +172,85 @@ describe('PackedAdamW', () => {
     await model.dispose()
   })
 
+  test.each([
+    ['the head', 'model.embed_tokens.weight', 'lm_head'],
+    ['a layer', 'model.layers.1.input_layernorm.weight', 'model.layers.1'],
+    ['the final norm', 'model.norm.weight', 'model.norm'],
+  ])('a loss that is not finite names where it began, %s', async (_, name, key) => {
+    await using model = await tinyModel({ weights: 'fp32' })
+    const parameter = model.parameter(name)!
+    await parameter.write(new Float32Array(parameter.count).fill(3e38))
+    const optimizer = model.createOptimizer({ lr: 0 })
+    const failure = { code: 'NON_FINITE_GRADIENT', key, message: expect.stringContaining(key) }
+    const { ids } = batchOf(0)
+    await expect(optimizer.trainStep({ ids, labels: ids })).rejects.toMatchObject({ ...failure, step: 1 })
+    const loss = await model.loss(ids, ids)
+    expect(loss.value).toBeNaN()
+    await expect(loss.backward()).rejects.toMatchObject(failure)
+  })
+
+  test('a gradient that is not finite is named with its step', async () => {
+    await using model = await tinyModel({ weights: 'fp32' })
+    const optimizer = model.createOptimizer({ lr: 0 })
+    const { ids } = batchOf(0)
+    await optimizer.trainStep({ ids, labels: ids })
+    // Gates and ups of about 1e18 whose product meets a down projection of zero: the loss is finite.
+    const down = model.parameter('model.layers.1.mlp.down_proj.weight')!
+    await down.write(new Float32Array(down.count))
+    await model.parameter('model.layers.1.post_attention_layernorm.weight')!.write(new Float32Array(32).fill(1e18))
+    await model.parameter('model.norm.weight')!.write(new Float32Array(32).fill(1e6))
+    const failure = { code: 'NON_FINITE_GRADIENT', key: down.name, step: 2 }
+    await (await model.loss(ids, ids)).backward()
+    await expect(optimizer.step()).rejects.toMatchObject({ ...failure, key: expect.stringMatching(/^model\./) })
+    await expect(optimizer.trainStep({ ids, labels: ids })).rejects.toMatchObject(failure)
+  })
+
+  test('skips a step whose norm or loss is an outlier, and touches nothing', async () => {
+    const [skipping, plain] = [await tinyModel(), await tinyModel()]
+    const [a, b] = [skipping.createOptimizer({ lr: 1e-2 }), plain.createOptimizer({ lr: 1e-2 })]
+    const first = await a.trainStep(batchOf(0), { skipAboveLoss: 1e6 })
+    expect(await b.trainStep(batchOf(0))).toEqual(first)
+    expect([first.skipped, first.step]).toEqual([false, 1])
+
+    const before = await weightsOf(skipping)
+    const skipped = await a.trainStep(batchOf(1), { skipAboveLoss: 1e-3 })
+    expect(skipped).toMatchObject({ skipped: true, step: 1, gradNorm: 0, updateRms: 0, changedCodes: 0, tokens: 22 })
+    expect(skipped.loss).toBeGreaterThan(1)
+    const { ids, labels } = batchOf(1)
+    await (await skipping.loss(ids, labels)).backward()
+    const outlier = await a.step({ skipAboveNorm: 1e-6 })
+    expect(outlier).toMatchObject({ skipped: true, step: 1, clipScale: 1 })
+    expect(outlier.gradNorm).toBeGreaterThan(1e-6)
+    expect(await weightsOf(skipping)).toEqual(before)
+    expect(await skipping.parameter('model.norm.weight')!.grad()).toBeNull()
+
+    // What comes next is what comes next without them, clipping by the last norm included.
+    const next = { maxGradNorm: first.gradNorm / 2, skipAboveLoss: 1e6 }
+    expect(await a.trainStep(batchOf(2), next)).toEqual(await b.trainStep(batchOf(2), next))
+    for (const model of [skipping, plain]) await (await model.loss(ids, labels)).backward()
+    expect(await a.step({ skipAboveNorm: 1e6 })).toEqual(await b.step())
+    expect(await weightsOf(skipping)).toEqual(await weightsOf(plain))
+    await Promise.all([skipping.dispose(), plain.dispose()])
+  })
+
+  test('decay spares norms when asked to', async () => {
+    const after = async (options: OptimizerOptions) => {
+      await using model = await tinyModel({ weights: 'fp32' })
+      await model.createOptimizer({ lr: 1e-2, ...options }).trainStep(batchOf(0))
+      const read = (name: string) => model.parameter(name)!.read()
+      return { norm: await read('model.norm.weight'), matrix: await read('model.layers.0.mlp.up_proj.weight') }
+    }
+    const [none, spared, all] = [
+      await after({}),
+      await after({ weightDecay: 0.5, decayNorms: false }),
+      await after({ weightDecay: 0.5 }),
+    ]
+    expect(spared.norm).toEqual(none.norm)
+    expect(all.norm).not.toEqual(none.norm)
+    expect(spared.matrix).not.toEqual(none.matrix)
+    expect(spared.matrix).toEqual(all.matrix)
+  })
+
   test.each(['nvfp4', 'nvfp4+residual', 'bf16', 'fp32'] as const)(
     'values written between steps are what the next step starts from, weights %s',
     async (weights) => {
@@ -213,6 +292,12 @@ describe('PackedAdamW', () => {
       const optimizer = model.createOptimizer()
       await expect(optimizer.step({ maxGradNorm: 0 })).rejects.toThrow(
         'Expected a finite number above 0 for maxGradNorm',
+      )
+      await expect(optimizer.step({ skipAboveNorm: -1 })).rejects.toThrow(
+        'Expected a finite number above 0 for skipAboveNorm but received -1',
+      )
+      await expect(optimizer.trainStep(batchOf(0), { skipAboveLoss: 0 })).rejects.toThrow(
+        'Expected a finite number above 0 for skipAboveLoss but received 0',
       )
       await expect(optimizer.step({ learningRate: 1 } as never)).rejects.toThrow('Expected one of lr, maxGradNorm')
       await expect(optimizer.trainStep({ ids: [1, 2] } as never)).rejects.toThrow('for labels but received undefined')

@@ -226,7 +226,7 @@ describe('a loss that is not finite', () => {
     const failure = await trainer.run().catch((error: unknown) => error)
     expect(failure).toMatchObject({ name: 'Qwen3Nvfp4Error', code: 'NON_FINITE_LOSS' })
     expect(String(failure)).toMatch(
-      /^.*step \d: the loss is -?(nan|inf): nothing was updated; the first tensor that is not finite is the output of layer 0\. Its 1 samples follow sample \d of epoch 0.*There is no checkpoint$/,
+      /^.*step \d: the loss is -?(nan|inf), first in the output of model\.layers\.0: nothing was updated; the first tensor that is not finite is the output of layer 0\. Its 1 samples follow sample \d of epoch 0.*There is no checkpoint$/,
     )
     await expect(trainer.run()).rejects.toBe(failure)
   })
