@@ -35,10 +35,12 @@ export interface Measurement {
 const parts = ['decode', 'prefill', 'train'] as const
 
 export function benchCommand(): Command {
-  const command = new Command('bench').description(
-    'measure decoding (the time of --new-tokens less that of 4, so without the prompt), reading a prompt, and fused ' +
-      'training steps with every state in NVFP4: medians of --runs after warming up',
-  )
+  const command = new Command('bench')
+    .summary('measure decoding, reading prompts and training')
+    .description(
+      'measure decoding (the time of --new-tokens less that of 4, so without the prompt), reading a prompt, and fused ' +
+        'training steps with every state in NVFP4: medians of --runs after warming up',
+    )
   addModelFlags(command, { tokenizer: false })
   return command
     .optionsGroup('Measurement:')

@@ -13,10 +13,12 @@ interface Flags extends ModelFlags, TurnFlags, ConversationFlags {
 }
 
 export function chatCommand(): Command {
-  const command = new Command('chat').description(
-    'talk to a model: turns from flags, from a file, from the terminal or line by line from stdin; answers go to stdout as ' +
-      'they are made. In the terminal: /reset, /save <path>, /help, /quit; Ctrl-C ends an answer',
-  )
+  const command = new Command('chat')
+    .summary('talk to a model, in a terminal or from a script')
+    .description(
+      'talk to a model: turns from flags, from a file, from the terminal or line by line from stdin; answers go to stdout as ' +
+        'they are made. In the terminal: /reset, /save <path>, /help, /quit; Ctrl-C ends an answer',
+    )
   addModelFlags(command, { tokenizer: true })
   addTurnFlags(command)
   addCacheFlags(command)

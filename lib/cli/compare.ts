@@ -16,10 +16,12 @@ interface Flags extends ModelFlags, PromptFlags {
 }
 
 export function compareCommand(): Command {
-  const command = new Command('compare').description(
-    'run one prompt down the reference (fp32, plain loops), the training and the cached forward pass, and say where they\n' +
-      'differ; ends with code 1 when a layer passes the tolerance or the likeliest token differs',
-  )
+  const command = new Command('compare')
+    .summary('look where the reference, training and cached forward passes differ')
+    .description(
+      'run one prompt down the reference (fp32, plain loops), the training and the cached forward pass, and say where they ' +
+        'differ; ends with code 1 when a layer passes the tolerance or the likeliest token differs',
+    )
   addModelFlags(command, { tokenizer: true })
   addPromptFlags(command)
   return command

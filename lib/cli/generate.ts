@@ -16,7 +16,9 @@ interface Flags extends ModelFlags, PromptFlags, SamplingFlags {
 }
 
 export function generateCommand(): Command {
-  const command = new Command('generate').description('continue a prompt; the text goes to stdout as it is made')
+  const command = new Command('generate')
+    .summary('continue a prompt')
+    .description('continue a prompt; the text goes to stdout as it is made')
   addModelFlags(command, { tokenizer: true })
   addPromptFlags(command)
   addSamplingFlags(command, { maxTokens: 256 })

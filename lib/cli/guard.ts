@@ -24,6 +24,7 @@ const passedOn: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP', 'SIG
 export function guardCommand(): Command {
   const positive = number({ above: 0 })
   return new Command('guard')
+    .summary('run a program and end it when memory passes a limit')
     .description(
       'run a program and end it, with everything it started, when memory passes a limit. One GB is 2^30 bytes. The exit ' +
         "code is the program's own, 128 + n when signal n ended it, or 124 when the limit was passed",

@@ -30,10 +30,12 @@ interface Flags extends ModelFlags, DataFlags, OptimizerFlags {
 }
 
 export function oneStepCommand(): Command {
-  const command = new Command('one-step').description(
-    'take one real training step and say its loss, its time and what memory held after every phase; without --data on ' +
-      'ids that are the same in every run',
-  )
+  const command = new Command('one-step')
+    .summary('take one real step and say what memory held at its phases')
+    .description(
+      'take one real training step and say its loss, its time and what memory held after every phase; without --data on ' +
+        'ids that are the same in every run',
+    )
   addModelFlags(command, { tokenizer: true })
   addDataFlags(command)
   command

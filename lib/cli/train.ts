@@ -22,10 +22,12 @@ import { addTrainFlags, type TrainFlags } from './train-flags'
 import { pick } from './values'
 
 export function trainCommand(): Command {
-  const command = new Command('train').description(
-    'train a model on data, with checkpoints that a run goes on from bit for bit. SIGINT and SIGTERM stop after the step, ' +
-      'with a checkpoint where --checkpoint-dir is given',
-  )
+  const command = new Command('train')
+    .summary('train a model on data, with checkpoints')
+    .description(
+      'train a model on data, with checkpoints that a run goes on from bit for bit. SIGINT and SIGTERM stop after the step, ' +
+        'with a checkpoint where --checkpoint-dir is given',
+    )
   return addTrainFlags(command).action((flags: TrainFlags) => interruptible((signal) => run(flags, signal)))
 }
 

@@ -1,7 +1,10 @@
 /** The guard on readings made here; the command's tests have it act on real processes. */
+import { spawnSync } from 'node:child_process'
+import { resolve } from 'node:path'
 import type { Qwen3Nvfp4Error } from 'qwen3-nvfp4'
 import { MemoryGuard, type MemoryGuardOptions, type MemoryReading, readMemory } from 'qwen3-nvfp4'
 
+const root = resolve(__dirname, '../..')
 const gib = 2 ** 30
 
 const reading = (gpuGib: number, processGib = 1): MemoryReading => ({
@@ -113,6 +116,16 @@ describe('MemoryGuard', () => {
     await guard.start()
     expect(guard.signal.reason.code).toBe('MEMORY_LIMIT')
     expect(guard.last!.processBytes).toBeGreaterThan(2 ** 20)
+  })
+
+  it('ends the process with its exit code, after the warning', () => {
+    const code = `
+      import { MemoryGuard } from 'qwen3-nvfp4'
+      await new MemoryGuard({ hostLimitBytes: 1, action: 'exit', exitCode: 7 }).start()
+      setTimeout(() => {}, 10_000)`
+    const child = spawnSync(process.execPath, ['--input-type=module', '-e', code], { cwd: root, encoding: 'utf8' })
+    expect(child.status).toBe(7)
+    expect(child.stderr).toMatch(/MEMORY_LIMIT|of host memory are resident, over the limit of 0\.00 GiB/)
   })
 
   it('refuses misuse by name', () => {
