@@ -38,6 +38,7 @@ export interface TrainFlags extends ModelFlags, DataFlags, OptimizerFlags {
   resume?: string | true
   allowChanged?: string[]
   logFile?: string
+  lossCurve?: string
   logEvery?: number
   memoryReport?: string
   gpuLimitGb?: number
@@ -133,6 +134,9 @@ function addFileFlags(command: Command): Command {
       ),
     )
     .addOption(flag('--log-file <path>', 'JSON lines, an event each, to which this run is added (default: none)', text))
+    .addOption(
+      flag('--loss-curve <path>', 'draw the loss, .svg or .png, at checkpoints and at the end (default: none)', text),
+    )
     .addOption(
       flag('--log-every <n>', 'print a line every n steps, 1 or more (default: never; a terminal has a bar)', every),
     )

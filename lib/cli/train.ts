@@ -73,7 +73,7 @@ function trainerOptions(flags: TrainFlags, model: Qwen3Nvfp4Model, tokenizer: To
     ...pick(flags, ['steps', 'epochs', 'accumulate', 'seed', 'batchSize', 'pack', 'truncate']),
     ...pick(flags, ['lr', 'schedule', 'warmupSteps', 'minLr', 'decaySteps', 'weightDecay', 'decayNorms']),
     ...pick(flags, ['maxGradNorm', 'recompute', 'evalEvery', 'sampleEvery', 'sampleTokens']),
-    ...pick(flags, ['checkpointDir', 'checkpointEvery', 'keep', 'resume', 'allowChanged', 'logFile']),
+    ...pick(flags, ['checkpointDir', 'checkpointEvery', 'keep', 'resume', 'allowChanged', 'logFile', 'lossCurve']),
     ...(!flags.shuffle && { shuffle: false }),
     ...(patience !== undefined && { earlyStop: { patience, ...pick(flags, ['minDelta']) } }),
     optimizer: optimizerOptions(flags),

@@ -38,7 +38,16 @@ describe('train', () => {
   it('teaches an answer, probes it and writes the model', async () => {
     writeFileSync(at('probes.json'), JSON.stringify([{ prompt: 'who', expect: 'me', forbid: 'yes', group: 'A' }]))
     const probes = ['--probe', 'hi', '--probes-from', at('probes.json')]
-    const files = ['--out', at('tuned.dat'), '--log-file', at('log.jsonl'), '--memory-report', at('memory.json')]
+    const files = [
+      '--out',
+      at('tuned.dat'),
+      '--loss-curve',
+      at('loss.svg'),
+      '--log-file',
+      at('log.jsonl'),
+      '--memory-report',
+      at('memory.json'),
+    ]
     const args = ['--steps', '80', '--lr', '1e-2', '--batch-size=3', '--log-every', '40', ...probes, ...files]
     const { code, stdout } = await runCli(train(...args))
     expect(code).toBe(0)
@@ -46,6 +55,7 @@ describe('train', () => {
     expect(stdout).toMatch(/^step 80 {2}"hi" → "yes"\nstep 80 {2}"who" → "me" {2}holds\nstep 80 {2}A: 100\.0 % hold$/m)
     expect(stdout).toMatch(/^done \(steps\): 80 steps, loss 0\.\d+, \d+ labels in [\d.]+ s$/m)
     expect(lines(readFileSync(at('log.jsonl'), 'utf8')).length).toBeGreaterThan(80)
+    expect(readFileSync(at('loss.svg'), 'utf8')).toMatch(/^<svg/)
     const { phases } = JSON.parse(readFileSync(at('memory.json'), 'utf8'))
     expect(phases.map(({ phase }: { phase: string }) => phase)).toEqual([
       'model_loaded',
