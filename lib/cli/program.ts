@@ -4,10 +4,13 @@ import { Command } from 'commander'
 import { benchCommand } from './bench'
 import { chatCommand } from './chat'
 import { compareCommand } from './compare'
+import { convertCommand } from './convert'
 import { generateCommand } from './generate'
 import { guardCommand } from './guard'
+import { inspectCommand } from './inspect'
 import { oneStepCommand } from './one-step'
 import { trainCommand } from './train'
+import { verifyCommand } from './verify'
 
 const commands: readonly (() => Command)[] = [
   trainCommand,
@@ -17,6 +20,9 @@ const commands: readonly (() => Command)[] = [
   compareCommand,
   guardCommand,
   benchCommand,
+  convertCommand,
+  inspectCommand,
+  verifyCommand,
 ]
 
 const { version } = createRequire(import.meta.url)('qwen3-nvfp4/package.json') as { version: string }
