@@ -11,8 +11,10 @@ namespace {
 
 constexpr unsigned kWarp = 32, kEveryLane = 0xffffffffu;
 constexpr int kMaxThreads = 320, kMaxWarps = kMaxThreads / kWarp;
-// Of the packed kernel: three thread blocks an SM leave a thread about 128 registers.
-constexpr int kPackedThreads = 160, kPackedBlocks = 3;
+// Of the packed kernel: one thread block an SM, whose threads have about 96 registers.
+constexpr int kPackedThreads = 640;
+// How many warps may share a row; each such group of a thread block has a named barrier of its own.
+constexpr unsigned kMaxGroupWarps = 4;
 
 // Weights with a kernel of their own, whose branches on the mode are gone; kOther takes every kind of weight.
 enum class WeightPath { kNvfp4, kNvfp4Residual, kOther };
@@ -26,7 +28,7 @@ __device__ T warp_sum(T x) {
 // What the warps of a thread block tell each other about their row.
 struct RowShared {
   double update_squares[kMaxWarps];
-  int changed_codes[kMaxWarps], saturated[kMaxWarps], eighths[kMaxWarps], live[kMaxWarps];
+  int changed_codes[kMaxWarps], saturated[kMaxWarps];
 };
 
 // All threads; the totals of each warp into `shared`.
@@ -39,23 +41,6 @@ __device__ void share_totals(RowShared& shared, const RowTotals& totals) {
   shared.update_squares[warp] = squares;
   shared.changed_codes[warp] = changed_codes;
   shared.saturated[warp] = saturated;
-}
-__device__ void share_centre(RowShared& shared, const CentreSum& sum) {
-  const unsigned warp = threadIdx.x / kWarp;
-  const int eighths = __reduce_add_sync(kEveryLane, sum.eighths), live = __reduce_add_sync(kEveryLane, sum.live);
-  if (threadIdx.x % kWarp != 0) return;
-  shared.eighths[warp] = eighths;
-  shared.live[warp] = live;
-}
-
-// After a barrier.
-__device__ CentreSum centre_total(const RowShared& shared) {
-  CentreSum total;
-  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) {
-    total.eighths += shared.eighths[warp];
-    total.live += shared.live[warp];
-  }
-  return total;
 }
 // One thread, after a barrier.
 __device__ void write_row(AdamwRow* row, const RowShared& shared) {
@@ -81,7 +66,7 @@ __device__ __forceinline__ void step_nvfp4_weight(const AdamwArgs& args, int64_t
   totals.changed_codes += count_changes(codes, before);
 }
 template <WeightPath kPath>
-__device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const PairTables& tables, int64_t at,
+__device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const TableLane& tables, int64_t at,
                                                 Nvfp4Block& codes, const float* u, const BlockWords& words,
                                                 RowTotals& totals) {
   if constexpr (kPath == WeightPath::kOther) {
@@ -89,7 +74,7 @@ __device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const Pai
   }
   const Nvfp4Block before = codes;
   if constexpr (kPath == WeightPath::kNvfp4) {
-    step_weight_words(args, tables, at, codes, u, words, totals.saturated);
+    step_weight_words(args, tables, codes, u, words, totals.saturated);
   } else if constexpr (kPath == WeightPath::kNvfp4Residual) {
     step_nearest_block(args, WeightMode::kNvfp4Residual, at, codes, u, words, totals.saturated);
   } else {
@@ -115,18 +100,19 @@ __device__ __noinline__ void fresh_block(const AdamwArgs& args, const PackedRow&
   const BlockWords words = block_words(args, at);
   uint32_t m_codes[16], v_codes[16], first[16], second[16];
   QN_EACH_OF(16) {
-    first[i] = first_draw(words.w, i);
-    second[i] = second_draw(words.w, i);
+    first[i] = first_draw(words.w[i]);
+    second[i] = second_draw(words.w[i]);
   }
   uint8_t m_scale = 0, v_scale = 0;
   store_fresh<kFormat>(m_codes, m_scale, v_codes, v_scale, centre, m, v, first, second);
   store_packed(args.m.values, args.m.scales, at, packed_block<kFormat>(m_codes, m_scale));
   store_packed(args.v.values, args.v.scales, at, packed_block<kFormat>(v_codes, v_scale));
 }
-// Of this thread's blocks of such a row.
-__device__ __noinline__ CentreSum fresh_sum(const AdamwArgs& args, const PackedRow& row, int64_t offset) {
+// Of every `stride`th block of such a row, from `block` on.
+__device__ __noinline__ CentreSum fresh_sum(const AdamwArgs& args, const PackedRow& row, int64_t offset, int64_t block,
+                                            int64_t stride) {
   CentreSum sum;
-  for (int64_t block = threadIdx.x; block < args.K / 16; block += blockDim.x) {
+  for (; block < args.K / 16; block += stride) {
     float g[16];
     load_gradient(g, args, offset + 16 * block);
     QN_EACH_OF(16) {
@@ -138,32 +124,104 @@ __device__ __noinline__ CentreSum fresh_sum(const AdamwArgs& args, const PackedR
   return sum;
 }
 
-// The same of a row that has moments.
-template <MomentFormat kFormat, typename G>
-__device__ __forceinline__ void step_moment_block(const AdamwArgs& args, const PackedRow& row, const PairTables& tables,
-                                                  int64_t at, const G& g, float* u, const BlockWords& words,
-                                                  CentreSum& sum) {
+// The same of a row that has moments; returns Σ u².
+template <MomentFormat kFormat, bool kBf16>
+__device__ __forceinline__ float step_moment_block(const AdamwArgs& args, const PackedRow& row, const TableLane& tables,
+                                                   int64_t at, int64_t offset, float* u, BlockWords& words,
+                                                   CentreSum& sum) {
   auto m = load_packed<kFormat>(args.m.values, args.m.scales, at);
   auto v = load_packed<kFormat>(args.v.values, args.v.scales, at);
+  const Gradient<kBf16> g(args, offset);
+  float squares = 0;
   if constexpr (kFormat == MomentFormat::kNvfp4) {
-    step_nvfp4_moments(row, tables, m, v, g, u, words, sum);
+    SteppedBlock stepped;
+    add_words(sum, v, e4m3_value(v.scale));
+    squares = step_elements(row, tables, m, v, g, u, stepped);
+    store_moments(row, tables, m, v, stepped, args, at, words);
   } else {
     uint32_t m_codes[16], v_codes[16], first[16], second[16];
     float gradient[16];
+    words = block_words(args, at);
     unpack_codes(m_codes, m);
     unpack_codes(v_codes, v);
     QN_EACH_OF(16) {
       gradient[i] = g[i];
-      first[i] = first_draw(words.w, i);
-      second[i] = second_draw(words.w, i);
+      first[i] = first_draw(words.w[i]);
+      second[i] = second_draw(words.w[i]);
     }
     add_block<kFormat>(sum, v_codes, e4m3_value(v.scale));
     step_packed_moments<kFormat>(row, m_codes, m.scale, v_codes, v.scale, gradient, u, first, second);
     m = packed_block<kFormat>(m_codes, m.scale);
     v = packed_block<kFormat>(v_codes, v.scale);
+    QN_EACH_OF(16) squares = fused(u[i], u[i], squares);
   }
   store_packed(args.m.values, args.m.scales, at, m);
   store_packed(args.v.values, args.v.scales, at, v);
+  return squares;
+}
+
+// Of NVFP4 weights and moments, into L2.
+template <bool kBf16>
+__device__ __forceinline__ void prefetch_block(const AdamwArgs& args, int64_t at, int64_t offset) {
+  const auto fetch = [](const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); };
+  const int64_t block = at / 16;
+  fetch(kBf16 ? static_cast<const void*>(args.g_bf16 + offset) : static_cast<const void*>(args.g + offset));
+  fetch(static_cast<const uint2*>(args.m.values) + block);
+  fetch(static_cast<const uint2*>(args.v.values) + block);
+  fetch(args.codes + 8 * block);
+  fetch(args.m.scales + block);
+  fetch(args.v.scales + block);
+  fetch(args.scales + block);
+}
+
+// --- Warps that share a row -----------------------------------------------------------------------------------------
+
+// The 1, 2 or 4 warps of a thread block that take the blocks of one row in turns.
+struct Group {
+  unsigned warps, index, thread;  // index: of the group in its thread block
+  __device__ explicit Group(unsigned count)
+      : warps(count), index(threadIdx.x / (kWarp * count)), thread(threadIdx.x % (kWarp * count)) {}
+  __device__ bool leads() const { return thread == 0; }
+  __device__ void wait() const {
+    if (warps == 1) return __syncwarp();
+    asm volatile("bar.sync %0, %1;" ::"r"(index + 1), "r"(warps * kWarp) : "memory");
+  }
+};
+
+// What a warp tells its group about the row; one place for each warp of the thread block.
+struct GroupTotals {
+  RowTotals row;
+  CentreSum centre;
+};
+__device__ RowTotals warp_total(const RowTotals& totals) {
+  RowTotals sum;
+  sum.update_squares = warp_sum(totals.update_squares);
+  sum.changed_codes = __reduce_add_sync(kEveryLane, totals.changed_codes);
+  sum.saturated = __reduce_add_sync(kEveryLane, totals.saturated);
+  return sum;
+}
+__device__ CentreSum warp_total(const CentreSum& sum) {
+  CentreSum total;
+  total.eighths = __reduce_add_sync(kEveryLane, sum.eighths);
+  total.live = __reduce_add_sync(kEveryLane, sum.live);
+  return total;
+}
+// Every thread of the group; `places` of its warps. The group waits.
+__device__ GroupTotals group_total(const Group& group, GroupTotals* places, const RowTotals& row,
+                                   const CentreSum& centre) {
+  GroupTotals total{warp_total(row), warp_total(centre)};
+  if (group.warps == 1) return total;
+  if (group.thread % kWarp == 0) places[group.thread / kWarp] = total;
+  group.wait();
+  total = places[0];
+  for (unsigned warp = 1; warp < group.warps; ++warp) {
+    total.row.update_squares += places[warp].row.update_squares;
+    total.row.changed_codes += places[warp].row.changed_codes;
+    total.row.saturated += places[warp].row.saturated;
+    total.centre.eighths += places[warp].centre.eighths;
+    total.centre.live += places[warp].centre.live;
+  }
+  return total;
 }
 
 // Whether a step was stopped before this launch. Its rows then did nothing; every block looks at the same flag, which
@@ -180,70 +238,69 @@ __device__ bool stopped(AdamwRow* rows, const AdamwArgs& args) {
 //
 // computes   m, v, u and the weights of each block of 16 by itself; then the row's totals and its next centre
 // moves      nvfp4: 3.375 B an element of weights and moments, read and written, and the gradient (2 or 4 B) once
-// launch     grid min(rows, what is resident), block min(K/16, 160) up to a multiple of 32, smem 22.5 KiB of tables; a
-//            thread block goes from row to row, a thread takes a block of 16 columns a round, codes in 8-byte accesses
+// launch     grid min(SMs, groups of warps for the rows), block 640, smem 104 KiB with 72 of tables; a group of 1, 2 or
+// 4 warps
+//            goes from row to row, a thread takes a block of 16 columns a round, codes in 8-byte accesses
 // needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
 // numerics   the functions of ops/adamw_packed.h: codes, scales, rows and masters are the CPU's bytes
 // measured   H200 N=9728 K=2560, all NVFP4, bf16 gradient: b=.001 446 GB/s, 10 % of copy (4277); b=.05 267 GB/s, 6 %
 //            of 4270; weights with a residual, b=.001: 400 GB/s, 9 % of 4270; 2026-11-21
-template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
-__global__ void __launch_bounds__(kPackedThreads, kPackedBlocks)
-    adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args) {
-  __shared__ PairTables tables;
-  __shared__ RowShared totals_of[2], fresh_totals;
+template <MomentFormat kFormat, WeightPath kPath, bool kBf16, int kThreads, bool kPrefetch>
+__global__ void __launch_bounds__(kThreads, 1)
+    adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ AdamwArgs args, unsigned group_warps) {
+  __shared__ GroupTotals totals_of[kThreads / kWarp], fresh_of[kThreads / kWarp];
   if (stopped(rows, args)) return;
-  const int64_t blocks = args.K / 16;
-  if constexpr (kFormat == MomentFormat::kNvfp4) fill_tables(tables);
+  fill_tables();
   __syncthreads();
-  int parity = 0;
-  for (int64_t index = blockIdx.x; index < args.row_count; index += gridDim.x, parity ^= 1) {
+  const Group group(group_warps);
+  const TableLane tables(threadIdx.x % kWarp);
+  const unsigned groups = kThreads / kWarp / group_warps, stride = group_warps * kWarp;
+  const int64_t blocks = args.K / 16;
+  for (int64_t index = blockIdx.x + int64_t{gridDim.x} * group.index; index < args.row_count;
+       index += int64_t{gridDim.x} * groups) {
     const int64_t row = args.row_begin + index, first = row * args.K;
     const bool fresh = args.v.scales[first / 16] == 0;
     const PackedRow constants = packed_row(args, args.v.rows[row], args.m.rows[row]);
+    // Nobody stores what another warp still has to read, nor totals that the last row's leader does.
+    group.wait();
     CentreSum sum;
     if (fresh) {
-      share_centre(fresh_totals, fresh_sum(args, constants, index * args.K));
-      __syncthreads();
-      sum = centre_total(fresh_totals);
+      sum = fresh_sum(args, constants, index * args.K, group.thread, stride);
+      sum = group_total(group, fresh_of + group.index * group_warps, RowTotals{}, sum).centre;
     }
     const bool stores = !fresh || sum.live > 0;
     const float centre = fresh && stores ? fresh_centre(sum.eighths, sum.live) : 0.0f;
     RowTotals totals;
-    for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
+    for (int64_t block = group.thread; block < blocks; block += stride) {
       const int64_t at = first + 16 * block, offset = index * args.K + 16 * block;
+      if (kPrefetch && block + stride < blocks) prefetch_block<kBf16>(args, at + 16 * stride, offset + 16 * stride);
       Nvfp4Block codes{};
       if (kPath != WeightPath::kOther || args.storage == Storage::kNvfp4) {
         codes = load_packed<MomentFormat::kNvfp4>(args.codes, args.scales, at);
       }
-      float u[16];
-      const BlockWords words = block_words(args, at);
+      float u[16], squares = 0;
+      BlockWords words;
       if (fresh) {
         float local[16];
         fresh_block<kFormat>(args, constants, at, offset, centre, stores, local);
         QN_EACH_OF(16) u[i] = local[i];
+        QN_EACH_OF(16) squares = fused(u[i], u[i], squares);
+        words = block_words(args, at);
       } else {
-        const Gradient<kBf16> g(args, offset);
-        step_moment_block<kFormat>(args, constants, tables, at, g, u, words, sum);
+        squares = step_moment_block<kFormat, kBf16>(args, constants, tables, at, offset, u, words, sum);
       }
-      float squares = 0;
-      QN_EACH_OF(16) squares = fused(u[i], u[i], squares);
       totals.update_squares += static_cast<double>(squares);
       step_any_weight<kPath>(args, tables, at, codes, u, words, totals);
     }
-    RowShared& shared = totals_of[parity];
-    share_totals(shared, totals);
-    if (!fresh) share_centre(shared, sum);
-    // The slots of this parity are written again two rows on, after the next row's barrier.
-    __syncthreads();
-    if (threadIdx.x != 0) continue;
-    write_row(rows + index, shared);
+    const GroupTotals total = group_total(group, totals_of + group.index * group_warps, totals, sum);
+    if (!group.leads()) continue;
+    rows[index] = {total.row.update_squares, total.row.changed_codes, total.row.saturated};
     if (!stores) continue;
     args.m.rows[row] = kMomentLevel;
     if (fresh) {
       args.v.rows[row] = centre;
     } else if (args.b != 0) {
-      const CentreSum total = centre_total(shared);
-      args.v.rows[row] = next_row(constants, total.eighths, total.live);
+      args.v.rows[row] = next_row(constants, total.centre.eighths, total.centre.live);
     }
   }
 }
@@ -314,15 +371,36 @@ unsigned threads_of(int64_t items, int64_t most) {
   return static_cast<unsigned>((even + kWarp - 1) / kWarp * kWarp);
 }
 
-template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
-void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
+template <MomentFormat kFormat, WeightPath kPath, bool kBf16, int kThreads, bool kPrefetch>
+void launch_threads(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
   int device = 0, processors = 0;
   QN_CUDA_CHECK(cudaGetDevice(&device));
   QN_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-  const unsigned threads = threads_of(args.K / 16, kPackedThreads);
-  const int64_t resident = int64_t{kPackedBlocks} * (kPackedThreads / threads) * processors;
-  const auto grid = static_cast<unsigned>(args.row_count < resident ? args.row_count : resident);
-  adamw_packed_kernel<kFormat, kPath, kBf16><<<grid, threads, 0, stream>>>(rows, args);
+  constexpr int64_t kWarps = kThreads / kWarp;
+  const int64_t rounds = (args.K / 16 + kWarp - 1) / kWarp;
+  // A row is shared while that finds work for idle warps.
+  unsigned group = 1;
+  while (group < kMaxGroupWarps && args.row_count * group * 2 <= kWarps * processors && group * 2 <= rounds) group *= 2;
+  if (args.tuning.group != 0) group = args.tuning.group;
+  // Rows go to every processor before a second one goes to any.
+  const auto grid = static_cast<unsigned>(args.row_count < processors ? args.row_count : processors);
+  const auto kernel = adamw_packed_kernel<kFormat, kPath, kBf16, kThreads, kPrefetch>;
+  QN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  kernel<<<grid, kThreads, kSharedBytes, stream>>>(rows, args, group);
+}
+template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
+void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {
+  if constexpr (kFormat == MomentFormat::kNvfp4 && kPath == WeightPath::kNvfp4 && kBf16) {
+    const unsigned threads = args.tuning.threads;
+    if (args.tuning.prefetch) {
+      if (threads == 512) return launch_threads<kFormat, kPath, kBf16, 512, true>(rows, args, stream);
+      if (threads == 768) return launch_threads<kFormat, kPath, kBf16, 768, true>(rows, args, stream);
+      return launch_threads<kFormat, kPath, kBf16, kPackedThreads, true>(rows, args, stream);
+    }
+    if (threads == 512) return launch_threads<kFormat, kPath, kBf16, 512, false>(rows, args, stream);
+    if (threads == 768) return launch_threads<kFormat, kPath, kBf16, 768, false>(rows, args, stream);
+  }
+  launch_threads<kFormat, kPath, kBf16, kPackedThreads, false>(rows, args, stream);
 }
 template <MomentFormat kFormat, WeightPath kPath>
 void launch_packed(AdamwRow* rows, const AdamwArgs& args, cudaStream_t stream) {

@@ -40,10 +40,10 @@ enum class MomentFormat : uint8_t { kNvfp4, kInt8, kBf16, kFp32 };
 //   kInt8    i8[N, K]                   u8[N, K/16]    f32[N]
 //   kBf16    u16[N, K]                  –              –
 //   kFp32    f32[N, K]                  –              –
-// First moment: value = code · e4m3(scale) · row · √v, row a power of two. Second moment, in octaves:
-// log2 v = centre + code · e4m3(scale), scale a power of two; so v is never zero. Its row is the centre, a multiple of
-// 1/4, plus 2^-15 times how far the centre moves in the next step. Zeroed memory is the state before step 1, and of a
-// row until its first gradient that is not zero.
+// Second moment: v = 2^centre · exp(l), l = code · e4m3(scale) in octaves, scale a power of two, exp(l) 2^l to .3 %
+// (docs/numerics.md); so v is never zero. Its row is the centre, a multiple of 1/4, plus 2^-15 times by how many
+// octaves the centre moves in the next step. First moment: value = code · e4m3(scale) · row · 2^((centre + l) / 2), row
+// a power of two. Zeroed memory is the state before step 1, and of a row until its first gradient that is not zero.
 struct MomentView {
   void* values = nullptr;
   uint8_t* scales = nullptr;
@@ -57,6 +57,13 @@ inline bool moment_has_scales(MomentFormat format) {
 // |u| is cut at this for nvfp4 and int8 moments, just under AdamW's own bound (1 − β1) / √(1 − β2) = 3.16 for the usual
 // betas: a v that was rounded down can not make a step that exact moments never make.
 constexpr float kUpdateClip = 3.0f;
+
+// How the kernel for NVFP4 weights and moments is launched; 0: by itself. Never changes results.
+struct AdamwTuning {
+  unsigned threads = 0;   // a block: 512, 640 or 768
+  unsigned group = 0;     // warps that share a row: 1, 2 or 4
+  bool prefetch = false;  // of the next round into L2
+};
 
 struct AdamwArgs {
   // Rows [row_begin, row_begin + row_count) of a parameter [N, K]. Only g is relative to row_begin.
@@ -83,6 +90,7 @@ struct AdamwArgs {
   uint64_t seed = 0;
   uint32_t parameter = 0, step = 1;  // step counts from 1
   const uint32_t* stop = nullptr;    // CUDA only: where this is not 0 when the update runs, nothing happens
+  AdamwTuning tuning;                // CUDA only
 };
 
 // What one row did; sum rows in order for totals that do not depend on chunks.

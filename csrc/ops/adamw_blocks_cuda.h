@@ -207,21 +207,26 @@ __device__ __forceinline__ int count_changes(const Nvfp4Block& a, const Nvfp4Blo
   return changes;
 }
 
-// The 16 words of a block, and its draws for the weight.
+// The words of a block's elements, and its draws for the weight.
 struct BlockWords {
   uint32_t w[16];
 };
+// Words 4 · quad … 4 · quad + 3 of the block that begins at element `at`.
+__device__ __forceinline__ void draw_words(BlockWords& words, const AdamwArgs& args, int64_t at, int quad) {
+  const PhiloxWords four =
+      packed_words(args.seed, args.parameter, args.step, static_cast<uint64_t>(at >> 2) + static_cast<uint64_t>(quad));
+  _Pragma("unroll") for (int k = 0; k < 4; ++k) words.w[4 * quad + k] = four.w[k];
+}
 __device__ __forceinline__ BlockWords block_words(const AdamwArgs& args, int64_t at) {
   BlockWords words;
-  _Pragma("unroll") for (int call = 0; call < 4; ++call) {
-    const PhiloxWords four = packed_words(args.seed, args.parameter, args.step,
-                                          static_cast<uint64_t>(at >> 2) + static_cast<uint64_t>(call));
-    _Pragma("unroll") for (int k = 0; k < 4; ++k) words.w[4 * call + k] = four.w[k];
-  }
+  _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) draw_words(words, args, at, quad);
   return words;
 }
 __device__ __forceinline__ void weight_draws(uint32_t* draws, const BlockWords& words) {
-  QN_EACH_OF(16) draws[i] = weight_draw(words.w, i);
+  QN_EACH_OF(16) draws[i] = weight_draw(words.w[i]);
+}
+__device__ __forceinline__ uint32_t growth_of(const BlockWords& words, int element) {
+  return growth_word(words.w[element], words.w[element + 1]);
 }
 
 // The 16 values that the update starts from, in units of the global scale.
@@ -267,13 +272,13 @@ __device__ __forceinline__ void step_nearest_block(const AdamwArgs& args, Weight
   QN_EACH_OF(16) moved |= x[i] != base[i];
   if (!moved) return;
   unpack_codes(codes, block);
-  sticky_block<false>(codes, block.scale, x, nullptr, words.w[kGrowthWord], saturated);
+  sticky_block<false>(codes, block.scale, x, nullptr, growth_of(words, kGrowthElement), saturated);
   block = packed_block<MomentFormat::kNvfp4>(codes, block.scale);
   if (mode != WeightMode::kNvfp4Residual) return;
   const float S = e4m3_value(block.scale);
   QN_EACH_OF(16) x[i] = (x[i] - block.value(i) * S) * (1 / kResidualUnit);
   unpack_codes(codes, residual);
-  sticky_block<true>(codes, residual.scale, x, draws, words.w[kResidualGrowthWord], saturated);
+  sticky_block<true>(codes, residual.scale, x, draws, growth_of(words, kResidualGrowthElement), saturated);
   store_packed(args.residual_codes, args.residual_scales, at,
                packed_block<MomentFormat::kNvfp4>(codes, residual.scale));
 }
@@ -284,7 +289,7 @@ __device__ __forceinline__ void step_weight_block(const AdamwArgs& args, Nvfp4Bl
   uint32_t draws[16], codes[16];
   weight_draws(draws, words);
   unpack_codes(codes, block);
-  step_weights(args, codes, block.scale, u, draws, words.w[kGrowthWord], saturated);
+  step_weights(args, codes, block.scale, u, draws, growth_of(words, kGrowthElement), saturated);
   block = packed_block<MomentFormat::kNvfp4>(codes, block.scale);
 }
 

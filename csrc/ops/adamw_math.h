@@ -13,14 +13,36 @@ namespace qn::adamw {
 QN_ADAMW_FN uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 QN_ADAMW_FN float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 QN_ADAMW_FN float magnitude_of(float value) { return float_of(bits_of(value) & 0x7fffffffu); }
-QN_ADAMW_FN float smaller(float a, float b) { return a < b ? a : b; }
-QN_ADAMW_FN float larger(float a, float b) { return a > b ? a : b; }
+// b is a number; where a is none, b.
+QN_ADAMW_FN float smaller(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return fminf(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+QN_ADAMW_FN float larger(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return fmaxf(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
 // Rounded to nearest, as IEEE 754 wants it.
 QN_ADAMW_FN float square_root(float value) {
 #if defined(__CUDA_ARCH__)
   return __fsqrt_rn(value);
 #else
   return __builtin_sqrtf(value);
+#endif
+}
+
+// 1 / value in the same way.
+QN_ADAMW_FN float inverse_of(float value) {
+#if defined(__CUDA_ARCH__)
+  return __frcp_rn(value);
+#else
+  return 1.0f / value;
 #endif
 }
 
@@ -78,18 +100,15 @@ QN_ADAMW_FN void split_e2m1(float a, uint32_t& index, float& fraction) {
   fraction = steps - static_cast<float>(whole);
   index = static_cast<uint32_t>(whole + first);
 }
-// Where a in [0, 6] lies among the codes: code · 2^22 + the fraction of the way to the next, which is what the bits of
-// a · 2^-126 say, since E2M1 has one bit of mantissa and its subnormals end at 1.
-QN_ADAMW_FN uint32_t e2m1_position(float a) {
-#if defined(__CUDA_ARCH__)
-  return bits_of(a * 0x1p-126f);
-#else
-  // The same without subnormal numbers, which slow CPUs down.
-  return a < 1.0f ? bits_of(a + 1.0f) - 0x3f800000u : bits_of(a) - 0x3f000000u;
-#endif
+// Where a · unit, cut at 6, lies among the codes: code · 2^22 + the fraction of the way to the next, which is what the
+// bits of a · (unit · 2^-126) say, since E2M1 has one bit of mantissa and its subnormals end at 1; but without
+// subnormal numbers, which slow CPUs down.
+QN_ADAMW_FN uint32_t e2m1_position(float a, float unit) {
+  const float t = smaller(a * unit, 6.0f);
+  return t < 1.0f ? bits_of(fused(a, unit, 1.0f)) - 0x3f800000u : bits_of(t) - 0x3f000000u;
 }
 // Up exactly when the fraction and a draw of 24 bits carry: with the fraction as probability, never at 0.
-QN_ADAMW_FN uint32_t rounded_e2m1(float a, uint32_t draw) { return (e2m1_position(a) * 4 + draw) >> 24; }
+QN_ADAMW_FN uint32_t rounded_e2m1(float a, uint32_t draw) { return (e2m1_position(a, 1.0f) * 4 + draw) >> 24; }
 QN_ADAMW_FN uint32_t e2m1_sign_of(float x) { return (bits_of(x) >> 28) & 8u; }
 
 QN_ADAMW_FN uint32_t stochastic_e2m1(float a, uint32_t word) {
@@ -111,7 +130,11 @@ constexpr uint32_t kLargestScale = 126;  // 448
 
 // Value of a code in [0, 126].
 QN_ADAMW_FN float e4m3_value(uint32_t code) {
+#if defined(__CUDA_ARCH__)
+  return float_of(code << 20) * 0x1p120f;  // the same: subnormal numbers become subnormal numbers
+#else
   return code < 16 ? static_cast<float>(static_cast<int32_t>(code)) * 0x1p-9f : float_of((code + 960u) << 20);
+#endif
 }
 // The smallest code whose value is >= x, at most 126. x >= 0.
 QN_ADAMW_FN uint32_t e4m3_round_up(float x) {
@@ -190,7 +213,8 @@ QN_ADAMW_FN float log2_near(float value) {
   return static_cast<float>(n) + s * p;
 }
 
-// To the nearest quarter, |x| < 1000.
+// |x| < 1000.
+QN_ADAMW_FN float nearest_whole(float x) { return static_cast<float>(static_cast<int32_t>(x + 4096.5f) - 4096); }
 QN_ADAMW_FN float nearest_quarter(float x) {
   return 0.25f * static_cast<float>(static_cast<int32_t>(4.0f * x + 4096.5f) - 4096);
 }

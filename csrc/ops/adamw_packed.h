@@ -1,13 +1,11 @@
 // What one step does to a block of 16 elements with nvfp4 or int8 moments, or with an NVFP4 weight: the formulas of
-// docs/numerics.md, written once for the CPU and for CUDA. Everything is IEEE f32 + − · and fused multiply-adds,
-// integers and tables of these, no operation whose rounding a processor may choose, so both give the same bytes.
+// docs/numerics.md, written once for the CPU and for CUDA. Everything is IEEE f32 + − · / √ and fused multiply-adds,
+// and integers, no operation whose rounding a processor may choose, so both give the same bytes.
 //
-// The step works in units of the stored √v of each element, where most numbers are near 1:
+// The step works in units of the row's centre, where numbers are not far from 1:
 //
-//   ĝ = g / √v          m̂ += a (ĝ − m̂)          ρ = v' / v = 1 + x,  x = b (ĝ² − 1)
-//   u = m̂ / (√ρ + ε/√v)                          log2 v' = log2 v + log2 (1 + x)
+//   G = g · 2^(−centre/2)      m += a (G − m)      v += b (G² − v)      u = m · 1 / (√v + ε)
 //
-// For x near 0, which is nearly always once b is small, short polynomials give u and log2 ρ; else the far_ functions.
 // Blocks do not know of each other: a row tells them its centre of log2 v, which follows the mean with a delay.
 #pragma once
 
@@ -27,38 +25,37 @@ namespace qn::adamw {
 
 // --- Random bits ----------------------------------------------------------------------------------------------------
 
-// The 16 words of a block are quads 4 · block … 4 · block + 3 of the stream kPacked, seven rounds each (the fewest that
-// pass BigCrush). An element draws 24 bits: of its own 16 for the weight and 8 for each moment, below which come bits
-// that the block shares and another tensor drew for its own. So every probability is kept to 2^-24, and draws of one
-// tensor are independent down to 2^-16 and 2^-8. Whether a scale grows is drawn from words 9 (weight) and 13
-// (residual).
-constexpr int kGrowthWord = 9, kResidualGrowthWord = 13;
+// Every element has a word of the stream kPacked, seven rounds (the fewest that pass BigCrush), and draws 24 bits of it
+// for each tensor. The upper ones no other draw has at its top: bytes 2 and 1 for the weight, 3 for the first moment,
+// 0 for the second; below them come bytes that are another tensor's. So every probability is kept to 2^-24, elements
+// are independent, and the tensors of one element are down to 2^-16 and 2^-8. Whether a scale grows is drawn from the
+// moments' own bytes of two elements, 9 and 10 (weight) or 13 and 14 (residual).
+constexpr int kGrowthElement = 9, kResidualGrowthElement = 13;
 QN_ADAMW_FN PhiloxWords packed_words(uint64_t seed, uint32_t parameter, uint32_t step, uint64_t quad) {
   const auto tag = static_cast<uint32_t>(RandomStream::kPacked) << 24;
   return philox4x32<7>(static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) | tag, parameter, step, seed);
 }
-QN_ADAMW_FN uint32_t weight_draw(const uint32_t* words, int i) {
-  return (words[i / 2] >> (16 * (i % 2)) & 0xffffu) << 8 | (words[12] & 0xffu);
-}
-QN_ADAMW_FN uint32_t first_draw(const uint32_t* words, int i) {
-  return (words[8 + i / 4] >> (8 * (i % 4)) & 0xffu) << 16 | (words[0] & 0xffffu);
-}
-QN_ADAMW_FN uint32_t second_draw(const uint32_t* words, int i) {
-  return (words[12 + i / 4] >> (8 * (i % 4)) & 0xffu) << 16 | (words[4] & 0xffffu);
+QN_ADAMW_FN uint32_t weight_draw(uint32_t word) { return word & 0xffffffu; }
+QN_ADAMW_FN uint32_t first_draw(uint32_t word) { return word >> 8; }
+QN_ADAMW_FN uint32_t second_draw(uint32_t word) { return (word << 16 & 0xff0000u) | word >> 16; }
+QN_ADAMW_FN uint32_t growth_word(uint32_t word, uint32_t next) {
+  return (word & 0xff000000u) | (word << 16 & 0xff0000u) | (next >> 16 & 0xff00u);
 }
 
 // --- Codes ----------------------------------------------------------------------------------------------------------
 
-// t of magnitude at most largest_code, rounded stochastically: up in magnitude exactly when the fraction's 24 bits and
+// x · unit, cut at the largest code and rounded stochastically: up in magnitude exactly when the fraction's 24 bits and
 // the draw carry.
 template <MomentFormat kFormat>
-QN_ADAMW_FN uint32_t rounded_code(float t, uint32_t draw) {
-  const float a = magnitude_of(t);
-  if constexpr (kFormat == MomentFormat::kNvfp4) return rounded_e2m1(a, draw) | e2m1_sign_of(t);
+QN_ADAMW_FN uint32_t rounded_code(float x, float unit, uint32_t draw) {
+  if constexpr (kFormat == MomentFormat::kNvfp4) {
+    return ((e2m1_position(magnitude_of(x), unit) * 4 + draw) >> 24) | e2m1_sign_of(x);
+  }
+  const float a = smaller(magnitude_of(x) * unit, 127.0f);
   const auto whole = static_cast<int32_t>(a);
   const auto fraction = static_cast<int32_t>((a - static_cast<float>(whole)) * 0x1p24f);
   const int32_t q = whole + ((fraction + static_cast<int32_t>(draw)) >> 24);
-  return static_cast<uint32_t>(t < 0 ? -q : q);
+  return static_cast<uint32_t>(x < 0 ? -q : q);
 }
 template <MomentFormat kFormat>
 QN_ADAMW_FN float code_value(uint32_t code) {
@@ -73,32 +70,37 @@ QN_ADAMW_FN uint32_t with_zero_of(uint32_t code, uint32_t old) {
 }
 
 QN_ADAMW_FN float amax_of_block(const float* x) {
+#if defined(__CUDA_ARCH__)
+  float most = 0;
+  QN_LANES(i) most = fmaxf(most, fabsf(x[i]));
+  return most;
+#else
   int32_t largest = 0;
   QN_LANES(i) {
     const auto bits = static_cast<int32_t>(bits_of(x[i]) & 0x7fffffffu);
     largest = bits > largest ? bits : largest;
   }
   return float_of(static_cast<uint32_t>(largest));
+#endif
 }
 
 // --- A row ----------------------------------------------------------------------------------------------------------
 
-// The stored row of v is its centre, a multiple of ¼ octave, and, 2^17 times smaller, by how many quarters the centre
-// is to move in the next step.
+// The stored row of v is its centre, a multiple of ¼ octave, and, 2^15 times smaller, by how many octaves the centre is
+// to move in the next step.
 QN_ADAMW_FN float centre_of(float stored) { return nearest_quarter(stored); }
 QN_ADAMW_FN float pending_move(float stored) { return (stored - nearest_quarter(stored)) * 0x1p15f; }
 
 struct PackedRow {
   float a, keep_m, b;
   float gain, eps;       // g and ε to units of 2^(centre / 2)
-  float near_limit;      // |√ρ + ε/√v − 1| up to here is near
-  float centre, moved;   // of log2 v in this step; by how much it is above the stored one
+  float centre, moved;   // of log2 v after this step; by how many octaves it is above the stored one
+  uint32_t one;          // bits of 2^moved
   float root_move;       // 2^(−moved / 2)
   float level;           // of the stored first moments
   float gradient_scale;  // for fresh rows, as is
   float plain_eps;
 };
-constexpr float kNearLimit = 0.125f;
 
 QN_ADAMW_FN PackedRow packed_row(const AdamwArgs& args, float stored_v, float stored_m) {
   const float centre = centre_of(stored_v), moved = args.b != 0 ? pending_move(stored_v) : 0.0f;
@@ -106,12 +108,12 @@ QN_ADAMW_FN PackedRow packed_row(const AdamwArgs& args, float stored_v, float st
   PackedRow row;
   row.a = args.a;
   row.keep_m = 1.0f - args.a;
-  row.b = args.b;
+  row.b = smaller(args.b, 0x1.ffffep-1f);  // v stays positive
   row.gain = args.gradient_scale * unit;
   row.eps = args.eps * unit;
-  row.near_limit = args.b <= 0.25f ? kNearLimit : -1.0f;  // x >= −b
   row.centre = centre + moved;
   row.moved = moved;
+  row.one = 0x3f800000u + (static_cast<uint32_t>(static_cast<int32_t>(moved)) << 23);
   row.root_move = exp2_grid(-0.5f * moved);
   row.level = stored_m;
   row.gradient_scale = args.gradient_scale;
@@ -137,122 +139,82 @@ QN_ADAMW_FN void add_block(CentreSum& sum, const uint32_t* v_codes, float S) {
   sum.eighths += static_cast<int32_t>(total * 8.0f);
   sum.live += live;
 }
-// The row to store: the centre moves in the next step when the mean is over an octave away.
+// The row to store: the centre moves in the next step, by whole octaves, when the mean is over one away.
 QN_ADAMW_FN float next_row(const PackedRow& row, int32_t eighths, int32_t live) {
   if (live == 0) return row.centre;
   const float mean = static_cast<float>(eighths) / (8.0f * static_cast<float>(live)) - row.moved;
   const float wanted = smaller(larger(row.centre + mean, -100.0f), 100.0f);
-  const float move = magnitude_of(mean) > 1.0f ? nearest_quarter(wanted) - row.centre : 0.0f;
+  const float move = magnitude_of(mean) > 1.0f ? nearest_whole(wanted - row.centre) : 0.0f;
   return row.centre + move * 0x1p-15f;
+}
+
+// --- Octaves of a second moment
+// ---------------------------------------------------------------------------------------
+
+// The logarithm that v is stored in is log2 to 0.3 % of an octave: n + z + z (1 − z) / 3 for v = 2^n (1 + z). Its slope
+// is continuous and within 8 % of 1 / (v ln 2), and it has a short inverse, so that what is stored decodes to what was
+// encoded.
+//
+// v of a multiple of 2^-7 octaves, cut to [-120, 120].
+QN_ADAMW_FN float second_of(float octaves) {
+  const float bounded = smaller(larger(octaves, -120.0f), 120.0f);
+  const int32_t n = static_cast<int32_t>(bounded + 1024.0f) - 1024;
+  const float f = bounded - static_cast<float>(n);
+  const float mantissa = 3.0f - square_root(4.0f - 3.0f * f);
+  return mantissa * float_of(static_cast<uint32_t>(n + 127) << 23);
+}
+// (m − 1.5) / √3, whose square is a twelfth less z (1 − z) / 3.
+constexpr float kOctaveSlope = 0.57735026919f, kOctaveMiddle = -0.86602540378f, kOctaveTwelfth = 0x1.555556p-4f;
+// The octaves of a positive v over the float whose bits are `one`, a power of two.
+QN_ADAMW_FN float octaves_of(float v, uint32_t one) {
+  const auto steps = static_cast<float>(static_cast<int32_t>(bits_of(v) - one));
+  const float h = fused(float_of((bits_of(v) & 0x7fffffu) | 0x3f800000u), kOctaveSlope, kOctaveMiddle);
+  return fused(steps, 0x1p-23f, fused(-h, h, kOctaveTwelfth));
+}
+// √v and its inverse in which first moments are stored, from the same octaves: log2 taken at its word.
+QN_ADAMW_FN float root_unit(float octaves) { return exp2_grid(0.5f * octaves); }
+QN_ADAMW_FN float inverse_root_unit(float octaves) { return exp2_grid(-0.5f * octaves); }
+
+// The index of the smallest scale with which codes reach `reach` octaves; it shrinks by an octave a step.
+template <MomentFormat kFormat>
+QN_ADAMW_FN int reaching_scale(int least, float reach) {
+  constexpr uint32_t kLargest = kFormat == MomentFormat::kNvfp4 ? 0x40c00000u : 0x42fe0000u;  // 6, 127
+  constexpr auto kExponent = static_cast<int32_t>(kLargest >> 23) + kFirstOctave;
+  const int32_t needed =
+      static_cast<int32_t>((bits_of(reach) + (0x7fffffu - (kLargest & 0x7fffffu))) >> 23) - kExponent;
+  const int32_t index = needed > least ? needed : least;
+  return index < 0 ? 0 : (index < kOctaves - 1 ? index : kOctaves - 1);
+}
+template <MomentFormat kFormat>
+QN_ADAMW_FN float bounded_octaves(float octaves) {
+  constexpr float kMost = (kFormat == MomentFormat::kNvfp4 ? 6.0f : 127.0f) * 8;
+  return smaller(larger(octaves, -kOctavesBelowCentre), kMost);
+}
+// Codes and scale of octaves f32[16]; the scale in: the old one.
+template <MomentFormat kFormat>
+QN_ADAMW_FN void store_second(uint32_t* codes, uint8_t& scale, float* octaves, int least, const uint32_t* draws) {
+  QN_LANES(i) octaves[i] = bounded_octaves<kFormat>(octaves[i]);
+  scale = octave_code(reaching_scale<kFormat>(least, amax_of_block(octaves)));
+  const float inverse = 1.0f / e4m3_value(scale);
+  QN_LANES(i) codes[i] = rounded_code<kFormat>(octaves[i], inverse, draws[i]);
 }
 
 // --- Moments of one element -----------------------------------------------------------------------------------------
 
 struct PackedElement {
-  float m;     // in units of the stored √v
-  float u;     // not clipped
-  float log2;  // of ρ
-  float off;   // √ρ + ε/√v − 1: over the row's limit, take far_element
+  float m, v;
+  float u;  // not clipped
 };
-// inverse_root = 2^(−(log2 v − centre)/2); m = (1 − a) · the stored m̂.
-QN_ADAMW_FN PackedElement near_element(const PackedRow& row, float g, float inverse_root, float m) {
+// m and v in units of the centre, m times (1 − a). v may become infinite, where a gradient jumps by 10^19.
+QN_ADAMW_FN PackedElement step_element(const PackedRow& row, float g, float m, float v) {
   PackedElement e;
-  const float gh = (g * row.gain) * inverse_root;
-  e.m = fused(row.a, gh, m);
-  const float x = fused(row.b * gh, gh, -row.b);
-  // On [−.25, .29]: √(1 + x) to 1e-4, log2 (1 + x) to 1.3e-4 of itself; 1 / (1 + off) to 4e-5 on [−⅛, ⅛].
-  const float half = fused(fused(0.06228836625814438f, x, -0.12712357938289642f), x, 0.5000193119049072f);
-  e.off = fused(x, half, row.eps * inverse_root);
-  const float q = fused(fused(-1.0131137371063232f, e.off, 1.0131139755249023f), e.off, -1.0f);
-  e.u = e.m * fused(q, e.off, 1.0f);
-  const float log = fused(fused(fused(-0.35859915614128113f, x, 0.5017682909965515f), x, -0.7218341827392578f), x,
-                          1.4425084590911865f);
-  e.log2 = x * log;
-  return e;
-}
-
-// 1 / √x to 5e-6 and 1 / x to 7e-6, for x from 2^-60 to 2^80: a guess from the bits and two Newton steps.
-QN_ADAMW_FN float inverse_root_near(float x) {
-  float y = float_of(0x5f3759dfu - (bits_of(x) >> 1));
-  const float half = 0.5f * x;
-  y *= fused(-(half * y), y, 1.5f);
-  return y * fused(-(half * y), y, 1.5f);
-}
-QN_ADAMW_FN float inverse_near(float x) {
-  float y = float_of(0x7ef311c3u - bits_of(x));
-  y = fused(y, fused(-x, y, 1.0f), y);
-  return fused(y, fused(-x, y, 1.0f), y);
-}
-// The same for any ρ. |ĝ| is cut at 2^30.
-QN_ADAMW_FN PackedElement far_element(const PackedRow& row, float g, float inverse_root, float m) {
-  PackedElement e;
-  const float gh = smaller(larger((g * row.gain) * inverse_root, -0x1p30f), 0x1p30f);
-  e.m = fused(row.a, gh, m);
-  const float rho = larger(1.0f + fused(row.b * gh, gh, -row.b), 0x1p-40f);
-  const float root = rho * inverse_root_near(rho);
-  e.u = e.m * inverse_near(smaller(fused(row.eps, inverse_root, root), 0x1p80f));
-  e.log2 = log2_near(rho);
-  e.off = 0;
+  const float G = g * row.gain;
+  e.m = fused(row.a, G, m);
+  e.v = fused(row.b, fused(G, G, -v), v);
+  e.u = e.m * inverse_of(square_root(e.v) + row.eps);
   return e;
 }
 QN_ADAMW_FN float clipped_update(float u) { return smaller(larger(u, -kUpdateClip), kUpdateClip); }
-
-// --- Second moments of a block ---------------------------------------------------------------------------------------
-
-// √v of a code under scale S in units of 2^(centre / 2), inverted; for −code it is √v itself.
-QN_ADAMW_FN float inverse_root_of(float value, float S) { return exp2_grid(-0.5f * (value * S)); }
-
-// The scale of a block whose log2 v reach `reach` octaves from the centre: it shrinks by an octave a step and grows as
-// far as needed.
-template <MomentFormat kFormat>
-QN_ADAMW_FN int reaching_octave(int first, float reach) {
-  int k = first;
-  float S = float_of(static_cast<uint32_t>(first + kFirstOctave + 127) << 23);
-  while (k < kOctaves - 1 && reach > largest_code(kFormat) * S) {
-    ++k;
-    S *= 2;
-  }
-  return k;
-}
-
-// For a block that cannot keep its scale, or whose row's centre moved. t f32[16], in: log2 v in units of the old scale,
-// out: of the new one, in reach of the codes; as the codes have it where nothing changed.
-template <MomentFormat kFormat>
-QN_ADAMW_FN void rescale_octaves(float moved, const uint32_t* codes, uint8_t& scale, float* t) {
-  constexpr float kLargest = kFormat == MomentFormat::kNvfp4 ? 6.0f : 127.0f;
-  const int k = octave_index(scale);
-  const float S = e4m3_value(scale);
-  float octaves[16];
-  int32_t differs = 0;
-  QN_LANES(i) {
-    octaves[i] = larger(t[i] * S - moved, -kOctavesBelowCentre);
-    t[i] = code_value<kFormat>(codes[i]);
-    differs |= octaves[i] != t[i] * S ? 1 : 0;
-  }
-  if (differs == 0) return;
-  scale = octave_code(reaching_octave<kFormat>(k > 0 ? k - 1 : 0, amax_of_block(octaves)));
-  const float inverse = 1.0f / e4m3_value(scale);
-  QN_LANES(i) t[i] = smaller(larger(octaves[i] * inverse, -kLargest), kLargest);
-}
-
-// log2 of ρ for each element: codes and scale of v in and out.
-template <MomentFormat kFormat>
-QN_ADAMW_FN void step_octaves(const PackedRow& row, uint32_t* codes, uint8_t& scale, const float* log2,
-                              const uint32_t* draws) {
-  const float inverse = 1.0f / e4m3_value(scale), floor = -kOctavesBelowCentre * inverse;
-  const float largest = largest_code(kFormat);
-  float t[16], raised[16];
-  QN_LANES(i) {
-    t[i] = fused(log2[i], inverse, code_value<kFormat>(codes[i]));
-    raised[i] = larger(t[i], floor);
-  }
-  const float reach = amax_of_block(raised);
-  if (row.moved != 0 || reach > largest || (reach <= 0.5f * largest && octave_index(scale) > 0)) {
-    rescale_octaves<kFormat>(row.moved, codes, scale, t);
-    QN_LANES(i) raised[i] = t[i];
-  }
-  QN_LANES(i) codes[i] = with_zero_of<kFormat>(rounded_code<kFormat>(raised[i], draws[i]), codes[i]);
-}
 
 // --- First moments of a block ----------------------------------------------------------------------------------------
 
@@ -260,27 +222,20 @@ QN_ADAMW_FN void step_octaves(const PackedRow& row, uint32_t* codes, uint8_t& sc
 // when |u| <= 3.
 constexpr float kMomentLevel = 0x1p-6f;
 
-// The largest f32 not above 1 / S for which amax · inverse <= largest, unless S is the largest scale there is.
-QN_ADAMW_FN float inverse_within(float inverse, float amax, float largest) {
-  return amax * inverse > largest ? float_of(bits_of(inverse) - 1) : inverse;
-}
 // 1 / (e4m3(scale) · kMomentLevel); 1 for 0.
 QN_ADAMW_FN float inverse_moment_scale(uint32_t scale) {
-  return scale == 0 ? 1.0f : 1.0f / (e4m3_value(scale) * kMomentLevel);
+  return scale == 0 ? 1.0f : inverse_of(e4m3_value(scale) * kMomentLevel);
 }
 template <MomentFormat kFormat>
 QN_ADAMW_FN uint32_t moment_scale(float amax) {
   return e4m3_round_up(amax * (1.0f / (largest_code(kFormat) * kMomentLevel)));
 }
+// Of m f32[16] times `unit`.
 template <MomentFormat kFormat>
-QN_ADAMW_FN uint8_t store_first(uint32_t* codes, const float* m, const uint32_t* draws) {
-  const float amax = amax_of_block(m), largest = largest_code(kFormat);
-  const uint32_t scale = moment_scale<kFormat>(amax);
-  const float inverse = inverse_within(inverse_moment_scale(scale), amax, largest);
-  QN_LANES(i) {
-    const float t = smaller(larger(m[i] * inverse, -largest), largest);
-    codes[i] = rounded_code<kFormat>(t, draws[i]);
-  }
+QN_ADAMW_FN uint8_t store_first(uint32_t* codes, const float* m, float unit, const uint32_t* draws) {
+  const uint32_t scale = moment_scale<kFormat>(amax_of_block(m) * unit);
+  const float inverse = inverse_moment_scale(scale) * unit;
+  QN_LANES(i) codes[i] = rounded_code<kFormat>(m[i], inverse, draws[i]);
   return static_cast<uint8_t>(scale);
 }
 
@@ -292,31 +247,19 @@ QN_ADAMW_FN void step_packed_moments(const PackedRow& row, uint32_t* m_codes, ui
                                      uint8_t& v_scale, const float* g, float* u, const uint32_t* m_draws,
                                      const uint32_t* v_draws) {
   const float S = e4m3_value(v_scale), kept = row.keep_m * (e4m3_value(m_scale) * row.level);
-  float m[16], log2[16], inverse_root[16];
-  int32_t far = 0;
+  float m[16], octaves[16];
   QN_LANES(i) {
-    inverse_root[i] = inverse_root_of(code_value<kFormat>(v_codes[i]), S);
-    const PackedElement e = near_element(row, g[i], inverse_root[i], code_value<kFormat>(m_codes[i]) * kept);
+    const float old = code_value<kFormat>(v_codes[i]) * S;
+    const float kept_m = (code_value<kFormat>(m_codes[i]) * kept) * root_unit(old);
+    const PackedElement e = step_element(row, g[i], kept_m, second_of(old));
     m[i] = e.m;
     u[i] = clipped_update(e.u);
-    log2[i] = e.log2;
-    far |= magnitude_of(e.off) <= row.near_limit ? 0 : 1;
+    octaves[i] = octaves_of(e.v, row.one);
   }
-  if (far != 0) {
-    QN_LANES(i) {
-      const float kept_m = code_value<kFormat>(m_codes[i]) * kept;
-      const bool near = magnitude_of(near_element(row, g[i], inverse_root[i], kept_m).off) <= row.near_limit;
-      const PackedElement e = far_element(row, g[i], inverse_root[i], kept_m);
-      m[i] = near ? m[i] : e.m;
-      u[i] = near ? u[i] : clipped_update(e.u);
-      log2[i] = near ? log2[i] : e.log2;
-    }
-  }
-  QN_LANES(i) m[i] = m[i] * inverse_root_of(-code_value<kFormat>(v_codes[i]), S) * row.root_move;
-  step_octaves<kFormat>(row, v_codes, v_scale, log2, v_draws);
+  if (row.b != 0) store_second<kFormat>(v_codes, v_scale, octaves, octave_index(v_scale) - 1, v_draws);
   const float next_S = e4m3_value(v_scale);
-  QN_LANES(i) m[i] *= inverse_root_of(code_value<kFormat>(v_codes[i]), next_S);
-  m_scale = store_first<kFormat>(m_codes, m, m_draws);
+  QN_LANES(i) m[i] *= inverse_root_unit(code_value<kFormat>(v_codes[i]) * next_S);
+  m_scale = store_first<kFormat>(m_codes, m, row.root_move, m_draws);
 }
 
 // --- Rows that stored nothing yet ------------------------------------------------------------------------------------
@@ -343,16 +286,13 @@ QN_ADAMW_FN float fresh_centre(int32_t eighths, int32_t live) {
 template <MomentFormat kFormat>
 QN_ADAMW_FN void store_fresh(uint32_t* m_codes, uint8_t& m_scale, uint32_t* v_codes, uint8_t& v_scale, float centre,
                              float* m, const float* v, const uint32_t* m_draws, const uint32_t* v_draws) {
-  const float largest = largest_code(kFormat);
+  const float unit = exp2_grid(-0.5f * centre);
   float octaves[16];
-  QN_LANES(i) octaves[i] = larger(log2_near(v[i]) - centre, -kOctavesBelowCentre);
-  v_scale = octave_code(reaching_octave<kFormat>(0, amax_of_block(octaves)));
-  const float S = e4m3_value(v_scale), inverse = 1.0f / S;
-  QN_LANES(i) {
-    v_codes[i] = rounded_code<kFormat>(smaller(larger(octaves[i] * inverse, -largest), largest), v_draws[i]);
-    m[i] *= exp2_grid(-0.5f * (centre + code_value<kFormat>(v_codes[i]) * S));
-  }
-  m_scale = store_first<kFormat>(m_codes, m, m_draws);
+  QN_LANES(i) octaves[i] = octaves_of((v[i] * unit) * unit, 0x3f800000u);
+  store_second<kFormat>(v_codes, v_scale, octaves, 0, v_draws);
+  const float S = e4m3_value(v_scale);
+  QN_LANES(i) m[i] = (m[i] * unit) * inverse_root_unit(code_value<kFormat>(v_codes[i]) * S);
+  m_scale = store_first<kFormat>(m_codes, m, 1.0f, m_draws);
 }
 
 // --- Weights in NVFP4 ------------------------------------------------------------------------------------------------
@@ -380,32 +320,21 @@ QN_ADAMW_FN void sticky_block(uint32_t* codes, uint8_t& scale, const float* x, c
 QN_ADAMW_FN float weight_base(uint32_t code, uint32_t scale) { return scale > 0 ? e2m1_value(code) : 0.0f; }
 QN_ADAMW_FN float weight_rate(const AdamwArgs& args, float unit) { return -(args.rate * (1.0f / unit)); }
 
-// For a block whose scale changes. t f32[16] in units of the old one.
-QN_ADAMW_FN void rescale_weights(uint32_t* codes, uint8_t& scale, const StickyScale& next, const float* t,
-                                 const uint32_t* draws) {
-  const float unit = weight_unit(scale);
-  float x[16];
-  int32_t moved = 0;
-  QN_LANES(i) {
-    moved |= t[i] != weight_base(codes[i], scale) ? 1 : 0;
-    x[i] = t[i] * unit;
-  }
-  if (moved == 0) return;
-  scale = static_cast<uint8_t>(next.code);
-  codes_under<true>(codes, next, x, draws);
+// For a block whose scale changes, in: t in units of the old one, out: of the next. What is beyond the reach of the old
+// scale was stretched by `boost`.
+struct WeightRescale {
+  float reach, boost, ratio;
+};
+QN_ADAMW_FN WeightRescale weight_rescale(uint32_t scale, const StickyScale& next) {
+  return {scale > 0 ? 6.0f : 0.0f, next.boost, weight_unit(scale) * inverse_of(e4m3_value(next.code))};
+}
+QN_ADAMW_FN float rescaled_weight(const WeightRescale& rescale, float t) {
+  const float beyond = t - smaller(larger(t, -rescale.reach), rescale.reach);
+  return fused(beyond, rescale.boost, t) * rescale.ratio;
 }
 
-// For a block that keeps its scale: what is beyond 6 is cut.
-QN_ADAMW_FN void settle_weights(uint32_t* codes, uint32_t scale, const float* t, const uint32_t* draws) {
-  if (scale == 0) return;
-  QN_LANES(i) {
-    const uint32_t code = rounded_e2m1(smaller(magnitude_of(t[i]), 6.0f), draws[i]) | e2m1_sign_of(t[i]);
-    codes[i] = with_zero_of<MomentFormat::kNvfp4>(code, codes[i]);
-  }
-}
-
-// `codes` under stochastic rounding and sticky scales, u f32[16]; codes and scale in and out. A block that keeps its
-// scale is worked on in units of it.
+// `codes` under stochastic rounding and sticky scales, u f32[16]; codes and scale in and out. A block is worked on in
+// units of its scale.
 QN_ADAMW_FN void step_weights(const AdamwArgs& args, uint32_t* codes, uint8_t& scale, const float* u,
                               const uint32_t* draws, uint32_t growth, int32_t& saturated) {
   const float unit = weight_unit(scale), rate = weight_rate(args, unit);
@@ -413,9 +342,18 @@ QN_ADAMW_FN void step_weights(const AdamwArgs& args, uint32_t* codes, uint8_t& s
   QN_LANES(i) t[i] = fused(rate, u[i], weight_base(codes[i], scale) * args.keep);
   const StickyScale next = sticky_scale(scale, amax_of_block(t) * unit, growth, saturated);
   if (next.code != scale) {
-    rescale_weights(codes, scale, next, t, draws);
-  } else {
-    settle_weights(codes, scale, t, draws);
+    int32_t moved = 0;
+    QN_LANES(i) moved |= t[i] != weight_base(codes[i], scale) ? 1 : 0;
+    if (moved == 0) return;
+    const WeightRescale rescale = weight_rescale(scale, next);
+    QN_LANES(i) t[i] = rescaled_weight(rescale, t[i]);
+    scale = static_cast<uint8_t>(next.code);
+  } else if (scale == 0) {
+    return;
+  }
+  QN_LANES(i) {
+    const uint32_t code = rounded_e2m1(smaller(magnitude_of(t[i]), 6.0f), draws[i]) | e2m1_sign_of(t[i]);
+    codes[i] = with_zero_of<MomentFormat::kNvfp4>(code, codes[i]);
   }
 }
 

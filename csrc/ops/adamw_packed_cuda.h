@@ -1,6 +1,6 @@
 // A block of 16 with NVFP4 moments and NVFP4 weights in the registers of one CUDA thread: the functions of
-// ops/adamw_packed.h with codes kept in words, values looked up in shared memory two codes at a time, and what is rare
-// (an element far from its v, a block whose scale changes) in functions that are not inlined. Included by adamw.cu.
+// ops/adamw_packed.h with codes kept in words and values looked up in shared memory, where every lane has its own
+// banks. Included by adamw.cu.
 #pragma once
 
 #include "ops/adamw_blocks_cuda.h"
@@ -10,68 +10,131 @@
 namespace qn {
 namespace {
 
-// By the byte of two codes, the low nibble first: their values; and for each scale of a second moment 1 / √v in units
-// of the row's centre. The byte with both signs flipped has √v.
-struct PairTables {
-  float2 values[256];
-  float2 inverse_roots[kOctaves][256];
-};
+// Entries are repeated across a row of 128 bytes, so that lanes that look up different ones do not meet in a bank.
+//   kRoots     [scale of v][code]  v and √v, 8 bytes, once for every lane of a half warp
+//   kInverses  [scale of v][code]  2^-20 / √v, f32, once for every lane
+//   kPairs     [byte]              the values of two codes, the low nibble first, bf16, once for every lane
+constexpr uint32_t kRootRows = kOctaves * 16, kRoots = 0, kInverses = 128 * kRootRows, kPairs = 2 * kInverses;
+// The tables begin at a multiple of 32 KiB in shared memory, so that an index goes into an address without an addition.
+constexpr uint32_t kTableAlignment = 1u << 15, kTableBytes = kPairs + 256 * 128,
+                   kSharedBytes = kTableBytes + kTableAlignment;
+extern __shared__ __align__(128) unsigned char shared_bytes[];
+
+__device__ __forceinline__ uint32_t table_address() {
+  const auto first = static_cast<uint32_t>(__cvta_generic_to_shared(shared_bytes));
+  return (first + kTableAlignment - 1) & ~(kTableAlignment - 1);
+}
 
 // All threads; ends without a barrier.
-__device__ void fill_tables(PairTables& tables) {
-  const int threads = static_cast<int>(blockDim.x);
-  for (int i = static_cast<int>(threadIdx.x); i < 256; i += threads) {
-    const float low = e2m1_value(i & 15u), high = e2m1_value(static_cast<uint32_t>(i) >> 4);
-    tables.values[i] = make_float2(low, high);
-    for (int k = 0; k < kOctaves; ++k) {
-      const float S = e4m3_value(octave_code(k));
-      tables.inverse_roots[k][i] = make_float2(inverse_root_of(low, S), inverse_root_of(high, S));
+__device__ void fill_tables() {
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  auto* tables = static_cast<unsigned char*>(__cvta_shared_to_generic(table_address()));
+  const auto copy = [=](uint32_t row, float a, float b) {
+    reinterpret_cast<float*>(tables + 128 * row)[lane] = lane % 2 ? b : a;
+  };
+  // A lane works out one row, all lanes write it.
+  for (uint32_t first = 32 * warp; first < kRootRows + 256; first += 32 * warps) {
+    const uint32_t index = first + lane, byte = index - kRootRows;
+    const bool roots = first < kRootRows;
+    const float octaves = e2m1_value(index % 16) * e4m3_value(octave_code(static_cast<int>(index / 16 % kOctaves)));
+    const float v = second_of(octaves), root = root_unit(octaves), inverse = inverse_root_unit(octaves) * 0x1p-20f;
+    const float pair = float_of(bits_of(e2m1_value(byte % 16)) >> 16 | bits_of(e2m1_value(byte / 16 % 16)));
+    for (uint32_t from = 0; from < 32; ++from) {
+      const float x = __shfl_sync(0xffffffffu, roots ? v : pair, from);
+      const float y = __shfl_sync(0xffffffffu, root, from), z = __shfl_sync(0xffffffffu, inverse, from);
+      if (roots) {
+        copy(kRoots / 128 + first + from, x, y);
+        copy(kInverses / 128 + first + from, z, z);
+      } else {
+        copy(kPairs / 128 + first + from - kRootRows, x, x);
+      }
     }
   }
 }
 
-// table[byte p of the two words] with `flip` applied to the byte.
-__device__ __forceinline__ float2 pair_of(const float2* table, const uint32_t* words, int p, uint32_t flip = 0) {
-  return table[((words[p / 4] >> (8 * (p % 4))) & 0xffu) ^ flip];
+// Where a warp's lane looks up: an index of rows goes into the bits that are zero.
+struct TableLane {
+  uint32_t half, whole;  // of entries of 8 and 4 bytes
+  uint32_t one;          // bits of 1.0, in a register, because an instruction takes one constant
+  __device__ explicit TableLane(uint32_t lane)
+      : half(table_address() | (lane & 15u) << 3),
+        whole(table_address() | lane << 2),
+        one(word_at<0>(table_address())) {}
+
+  // v and √v of code i under the scale of this index; 2^-20 / √v.
+  __device__ __forceinline__ float2 root(uint32_t scale, const uint32_t* words, int i) const {
+    float2 entry;
+    asm("ld.shared.v2.f32 {%0, %1}, [%2];"
+        : "=f"(entry.x), "=f"(entry.y)
+        : "r"(row_of(words[i / 8], 4 * (i % 8), 0x780u, half | scale << 11)));
+    return entry;
+  }
+  __device__ __forceinline__ float scaled_inverse(uint32_t scale, const uint32_t* words, int i) const {
+    return float_of(word_at<kInverses>(row_of(words[i / 8], 4 * (i % 8), 0x780u, whole | scale << 11)));
+  }
+  // The values of codes 2 p and 2 p + 1.
+  __device__ __forceinline__ float2 pair(const uint32_t* words, int p) const {
+    const uint32_t two = word_at<kPairs>(row_of(words[p / 4], 8 * (p % 4), 0x7f80u, whole));
+    return make_float2(float_of(two << 16), float_of(two & 0xffff0000u));
+  }
+
+ private:
+  template <uint32_t kOffset>
+  __device__ static __forceinline__ uint32_t word_at(uint32_t address) {
+    uint32_t word;
+    asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(word) : "r"(address), "n"(kOffset));
+    return word;
+  }
+  // Bits of `word` from `from` on as an index of rows.
+  __device__ static __forceinline__ uint32_t row_of(uint32_t word, int from, uint32_t mask, uint32_t lane) {
+    return ((from < 7 ? word << (7 - from) : word >> (from - 7)) & mask) | lane;
+  }
+};
+
+// --- Arithmetic ------------------------------------------------------------------------------------------------------
+
+// IEEE √ and 1 / x as __fsqrt_rn and __frcp_rn compute them of numbers that are not near the ends of the range, without
+// their tests for those.
+__device__ __forceinline__ float root_in_range(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  const float root = x * y;
+  return fused(fused(-root, root, x), 0.5f * y, root);
+}
+__device__ __forceinline__ float inverse_in_range(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return fused(y, fused(-x, y, 1.0f), y);
+}
+// step_element() for such numbers; of an infinite v u is none.
+__device__ __forceinline__ PackedElement step_in_range(const PackedRow& row, float g, float m, float v) {
+  PackedElement e;
+  const float G = g * row.gain;
+  e.m = fused(row.a, G, m);
+  e.v = fused(row.b, fused(G, G, -v), v);
+  e.u = e.m * inverse_in_range(root_in_range(e.v) + row.eps);
+  return e;
 }
 
-// --- Random bits and rounding ----------------------------------------------------------------------------------------
-
-// weight_draw() and the others as one byte permutation each; `below` as they mask it.
-struct WeightDraws {
-  const uint32_t* words;
-  uint32_t below;
-  __device__ explicit WeightDraws(const BlockWords& block) : words(block.w), below(block.w[12] & 0xffu) {}
-  __device__ uint32_t operator()(int i) const { return __byte_perm(words[i / 2], below, i % 2 ? 0x5324 : 0x5104); }
-};
-struct FirstDraws {
-  const uint32_t* words;
-  uint32_t below;
-  __device__ explicit FirstDraws(const BlockWords& block) : words(block.w + 8), below(block.w[0] & 0xffffu) {}
-  __device__ uint32_t operator()(int i) const {
-    return __byte_perm(words[i / 4], below, 0x6054u | (static_cast<uint32_t>(i % 4) << 8));
-  }
-};
-struct SecondDraws {
-  const uint32_t* words;
-  uint32_t below;
-  __device__ explicit SecondDraws(const BlockWords& block) : words(block.w + 12), below(block.w[4] & 0xffffu) {}
-  __device__ uint32_t operator()(int i) const {
-    return __byte_perm(words[i / 4], below, 0x6054u | (static_cast<uint32_t>(i % 4) << 8));
-  }
-};
+// octaves_of(); `one`: bits of 1.0.
+__device__ __forceinline__ float octaves_in_range(float v, const PackedRow& row, uint32_t one) {
+  const auto steps = static_cast<float>(static_cast<int32_t>(bits_of(v) - row.one));
+  const float h = fused(float_of((bits_of(v) & 0x7fffffu) | one), kOctaveSlope, kOctaveMiddle);
+  return fused(steps, 0x1p-23f, fused(-h, h, kOctaveTwelfth));
+}
 
 // Byte 3 of four words.
 __device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   return __byte_perm(__byte_perm(a, b, 0x0073), __byte_perm(c, d, 0x0073), 0x5410);
 }
 
-// Codes of t[8] · 2^-unit, |t| < 8 of these units and cut at 6, rounded with draws first … first + 7. What becomes zero
-// has the sign of its code in `old` (kZeroOfOld) or of t.
-template <bool kZeroOfOld, typename Draws>
-__device__ __forceinline__ uint32_t rounded_word(const float* t, const Draws& draws, int first, uint32_t old) {
+// Codes of t[8] · unit · 2^126, under 8 in magnitude and cut at 6, rounded with the draws of their words. What becomes
+// zero has the sign of its code in `old` (kZeroOfOld) or of t.
+template <bool kZeroOfOld, uint32_t (*draw)(uint32_t)>
+__device__ __forceinline__ uint32_t rounded_word(const float* t, float unit, const uint32_t* words, uint32_t old) {
   uint32_t sum[8], magnitudes;
-  QN_EACH_OF(8) sum[i] = e2m1_position(magnitude_of(t[i])) * 4 + draws(first + i);
+  // e2m1_position(): a GPU is as fast with subnormal numbers.
+  QN_EACH_OF(8) sum[i] = bits_of(magnitude_of(t[i] * unit)) * 4 + draw(words[i]);
   magnitudes = top_bytes(sum[0], sum[2], sum[4], sum[6]) + (top_bytes(sum[1], sum[3], sum[5], sum[7]) << 4);
   magnitudes -= (magnitudes >> 3) & 0x11111111u;  // 8, from above 6, becomes 7
   const uint32_t even = top_bytes(bits_of(t[0]), bits_of(t[2]), bits_of(t[4]), bits_of(t[6])),
@@ -84,35 +147,36 @@ __device__ __forceinline__ uint32_t rounded_word(const float* t, const Draws& dr
   return magnitudes | (signs & 0x88888888u);
 }
 
-// --- What is rare ----------------------------------------------------------------------------------------------------
-
-// Element i of a block, g as stored.
-__device__ __noinline__ PackedElement far_one(const PackedRow& row, float g, float inverse_root, float m) {
-  const PackedElement near = near_element(row, g, inverse_root, m);
-  PackedElement e = magnitude_of(near.off) <= row.near_limit ? near : far_element(row, g, inverse_root, m);
-  e.u = clipped_update(e.u);
-  return e;
+// t[16] and its unit as rounded_word() wants them, where some are 8 or more.
+__device__ __forceinline__ void cut_at_six(float* t, float& unit) {
+  QN_EACH_OF(16) t[i] = smaller(larger(t[i] * unit, -6 * 0x1p-126f), 6 * 0x1p-126f);
+  unit = 1;
 }
 
-__device__ __noinline__ uint32_t rescale_second(float moved, Nvfp4Block block, float* t) {
-  uint32_t codes[16];
-  unpack_codes(codes, block);
-  rescale_octaves<MomentFormat::kNvfp4>(moved, codes, block.scale, t);
-  return block.scale;
+// add_block() by words.
+__device__ __forceinline__ uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
+  return bytes;
 }
-
-// A weight block that changes its scale, has none, or is cut well above 6.
-__device__ __noinline__ Nvfp4Block rescale_weight(const AdamwArgs& args, int64_t at, Nvfp4Block block, StickyScale next,
-                                                  const float* t) {
-  uint32_t codes[16], draws[16];
-  unpack_codes(codes, block);
-  weight_draws(draws, block_words(args, at));
-  if (next.code != block.scale) {
-    rescale_weights(codes, block.scale, next, t, draws);
-  } else {
-    settle_weights(codes, block.scale, t, draws);
+__device__ __forceinline__ void add_words(CentreSum& sum, const Nvfp4Block& block, float S) {
+  if (S > 1.0f) {  // codes of such scales reach the floor
+    uint32_t codes[16];
+    unpack_codes(codes, block);
+    add_block<MomentFormat::kNvfp4>(sum, codes, S);
+    return;
   }
-  return packed_block<MomentFormat::kNvfp4>(codes, block.scale);
+  // Twice the magnitudes; a selector with its sign bit set gives the sign of the byte, 0.
+  constexpr uint32_t kLow = 0x03020100u, kHigh = 0x0c080604u;
+  int halves = 0;
+  QN_EACH_OF(4) {
+    const uint32_t selector = i % 2 ? block.word[i / 2] >> 16 : block.word[i / 2];
+    const auto positive = static_cast<int>(permuted(kLow, kHigh, selector));
+    const auto all = static_cast<int>(permuted(kLow, kHigh, selector & 0x7777u));
+    halves = __dp4a(positive, 0x02020202, __dp4a(all, -1, halves));
+  }
+  sum.eighths += static_cast<int32_t>(static_cast<float>(halves) * (S * 4.0f));
+  sum.live += 16;
 }
 
 // --- A block ---------------------------------------------------------------------------------------------------------
@@ -139,111 +203,108 @@ struct Gradient<true> {
   __device__ float operator[](int i) const { return float_of(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16); }
 };
 
-// step_packed_moments() and add_block() of ops/adamw_packed.h.
+// A block on its way through step_packed_moments(): after the first half m and the octaves of v are those of this step.
+struct SteppedBlock {
+  float m[16], octaves[16];
+};
+// u f32[16] out; returns Σ u².
 template <typename G>
-__device__ __forceinline__ void step_nvfp4_moments(const PackedRow& row, const PairTables& tables, Nvfp4Block& m_block,
-                                                   Nvfp4Block& v_block, const G& g, float* u, const BlockWords& words,
-                                                   CentreSum& sum) {
-  const float S = e4m3_value(v_block.scale), inverse = 1.0f / S;
+__device__ __forceinline__ float step_elements(const PackedRow& row, const TableLane& tables, const Nvfp4Block& m_block,
+                                               const Nvfp4Block& v_block, const G& g, float* u, SteppedBlock& block) {
   const float kept = row.keep_m * (e4m3_value(m_block.scale) * row.level);
-  const int k = octave_index(v_block.scale);
-  const float2* inverse_roots = tables.inverse_roots[k];
-  float m[16], t[16], codes = 0;
-  bool far = false;
+  const auto scale = static_cast<uint32_t>(octave_index(v_block.scale));
+  float squares[4] = {};
   QN_PAIRS(p) {
-    const float2 inverse_root = pair_of(inverse_roots, v_block.word, p);
-    const float2 root = pair_of(inverse_roots, v_block.word, p, 0x88u);
-    const float2 value = pair_of(tables.values, v_block.word, p), old_m = pair_of(tables.values, m_block.word, p);
-    const PackedElement a = near_element(row, g[2 * p], inverse_root.x, old_m.x * kept);
-    const PackedElement b = near_element(row, g[2 * p + 1], inverse_root.y, old_m.y * kept);
-    m[2 * p] = a.m * root.x;
-    m[2 * p + 1] = b.m * root.y;
-    u[2 * p] = a.u;
-    u[2 * p + 1] = b.u;
-    t[2 * p] = fused(a.log2, inverse, value.x);
-    t[2 * p + 1] = fused(b.log2, inverse, value.y);
-    far |= !(magnitude_of(a.off) <= row.near_limit) | !(magnitude_of(b.off) <= row.near_limit);
-    far |= !(magnitude_of(a.u) <= kUpdateClip) | !(magnitude_of(b.u) <= kUpdateClip);
-    codes += value.x + value.y;
-  }
-  if (far) {
-    QN_PAIRS(p) {
-      const float2 inverse_root = pair_of(inverse_roots, v_block.word, p);
-      const float2 root = pair_of(inverse_roots, v_block.word, p, 0x88u);
-      const float2 value = pair_of(tables.values, v_block.word, p), old_m = pair_of(tables.values, m_block.word, p);
-      const PackedElement a = far_one(row, g[2 * p], inverse_root.x, old_m.x * kept);
-      const PackedElement b = far_one(row, g[2 * p + 1], inverse_root.y, old_m.y * kept);
-      m[2 * p] = a.m * root.x;
-      m[2 * p + 1] = b.m * root.y;
-      u[2 * p] = a.u;
-      u[2 * p + 1] = b.u;
-      t[2 * p] = fused(a.log2, inverse, value.x);
-      t[2 * p + 1] = fused(b.log2, inverse, value.y);
+    const float2 old_m = tables.pair(m_block.word, p);
+    _Pragma("unroll") for (int half = 0; half < 2; ++half) {
+      const int i = 2 * p + half;
+      const float2 old = tables.root(scale, v_block.word, i);
+      const PackedElement e = step_in_range(row, g[i], ((half ? old_m.y : old_m.x) * kept) * old.y, old.x);
+      block.m[i] = e.m;
+      block.octaves[i] = octaves_in_range(e.v, row, tables.one);
+      u[i] = e.u;
+      squares[i / 4] = fused(e.u, e.u, squares[i / 4]);
     }
   }
-  // Where the stored v lie: below the floor are only codes of scales from 2 on.
-  if (S <= 1.0f) {
-    sum.eighths += static_cast<int32_t>(codes * S * 8.0f);
-    sum.live += 16;
-  } else {
-    uint32_t old[16];
-    unpack_codes(old, v_block);
-    add_block<MomentFormat::kNvfp4>(sum, old, S);
-  }
-
-  // v. The floor matters to scales from 4 on, or beyond the reach of a smaller one.
-  const float reach = amax_of_block(t);
-  if (row.moved != 0 || !(reach <= 6.0f) || (reach <= 3.0f && k > 0) || S > 2.0f) {
-    float local[16];
-    QN_EACH_OF(16) local[i] = t[i];
-    v_block.scale = static_cast<uint8_t>(rescale_second(row.moved, v_block, local));
-    QN_EACH_OF(16) {
-      t[i] = local[i];
-      m[i] *= row.root_move;
+  const float most = larger(larger(squares[0], squares[1]), larger(squares[2], squares[3]));
+  // No |u| is over 3 unless the squares of its quad are over 9.
+  if (!(most <= kUpdateClip * kUpdateClip)) {
+    _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) {
+      squares[quad] = 0;
+      QN_EACH_OF(4) {
+        float& each = u[4 * quad + i];
+        each = clipped_update(each == each ? each : block.m[4 * quad + i] * 0.0f);
+        squares[quad] = fused(each, each, squares[quad]);
+      }
     }
   }
-  const SecondDraws second(words);
-  QN_EACH_OF(2) v_block.word[i] = rounded_word<true>(t + 8 * i, second, 8 * i, v_block.word[i]);
+  return (squares[0] + squares[1]) + (squares[2] + squares[3]);
+}
 
-  // m in units of the v that is stored now.
-  const float2* next_roots = tables.inverse_roots[octave_index(v_block.scale)];
-  QN_PAIRS(p) {
-    const float2 inverse_root = pair_of(next_roots, v_block.word, p);
-    m[2 * p] *= inverse_root.x;
-    m[2 * p + 1] *= inverse_root.y;
+__device__ __forceinline__ void store_moments(const PackedRow& row, const TableLane& tables, Nvfp4Block& m_block,
+                                              Nvfp4Block& v_block, SteppedBlock& block, const AdamwArgs& args,
+                                              int64_t at, BlockWords& words) {
+  float reach = amax_of_block(block.octaves);
+  if (!(reach <= kOctavesBelowCentre)) {
+    QN_EACH_OF(16) block.octaves[i] = bounded_octaves<MomentFormat::kNvfp4>(block.octaves[i]);
+    reach = amax_of_block(block.octaves);
   }
-  const float amax = amax_of_block(m);
-  const uint32_t scale = moment_scale<MomentFormat::kNvfp4>(amax);
-  const float inverse_m = inverse_within(inverse_moment_scale(scale), amax, 6.0f);
-  const FirstDraws first(words);
-  QN_EACH_OF(16) m[i] *= inverse_m;
-  if (amax * inverse_m >= 8.0f) QN_EACH_OF(16) m[i] = smaller(larger(m[i], -6.0f), 6.0f);
-  QN_EACH_OF(2) m_block.word[i] = rounded_word<false>(m + 8 * i, first, 8 * i, 0);
+  const int old_index = octave_index(v_block.scale);
+  const int index = row.b != 0 ? reaching_scale<MomentFormat::kNvfp4>(old_index - 1, reach) : old_index;
+  // 2^-126 over the scale, some of them subnormal.
+  const float inverse_v = float_of(static_cast<uint32_t>(127 - kFirstOctave - index) << 23) * 0x1p-126f;
+  QN_EACH_OF(2) {
+    draw_words(words, args, at, 2 * i);
+    draw_words(words, args, at, 2 * i + 1);
+    const uint32_t word = rounded_word<false, second_draw>(block.octaves + 8 * i, inverse_v, words.w + 8 * i, 0);
+    v_block.word[i] = row.b != 0 ? word : v_block.word[i];
+  }
+  v_block.scale = octave_code(index);
+
+  // m in units of the v that is stored now, times 2^-20.
+  float* m = block.m;
+  QN_EACH_OF(16) m[i] *= tables.scaled_inverse(static_cast<uint32_t>(index), v_block.word, i);
+  const float amax = amax_of_block(m) * 0x1p20f;
+  const uint32_t scale = moment_scale<MomentFormat::kNvfp4>(amax * row.root_move);
+  const float inverse = (scale == 0 ? 1.0f : inverse_in_range(e4m3_value(scale) * kMomentLevel)) * row.root_move;
+  float unit = inverse * 0x1p-106f;
+  if (!(amax * inverse < 8.0f)) cut_at_six(m, unit);
+  QN_EACH_OF(2) m_block.word[i] = rounded_word<false, first_draw>(m + 8 * i, unit, words.w + 8 * i, 0);
   m_block.scale = static_cast<uint8_t>(scale);
 }
 
 // step_weights() of ops/adamw_packed.h.
-__device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const PairTables& tables, int64_t at,
-                                                  Nvfp4Block& block, const float* u, const BlockWords& words,
-                                                  int32_t& saturated) {
-  const float unit = weight_unit(block.scale), rate = weight_rate(args, unit);
-  const float keep = block.scale > 0 ? args.keep : 0.0f;
+__device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const TableLane& tables, Nvfp4Block& block,
+                                                  const float* u, const BlockWords& words, int32_t& saturated) {
+  const float scale = e4m3_value(block.scale > 0 ? block.scale : 1u);
+  const float rate = -(args.rate * inverse_in_range(scale)), keep = block.scale > 0 ? args.keep : 0.0f;
   float t[16];
   QN_PAIRS(p) {
-    const float2 value = pair_of(tables.values, block.word, p);
+    const float2 value = tables.pair(block.word, p);
     t[2 * p] = fused(rate, u[2 * p], value.x * keep);
     t[2 * p + 1] = fused(rate, u[2 * p + 1], value.y * keep);
   }
   const float reach = amax_of_block(t);
-  const StickyScale next = sticky_scale(block.scale, reach * unit, words.w[kGrowthWord], saturated);
-  if (next.code != block.scale || !(reach < 8.0f) || block.scale == 0) {
-    float local[16];
-    QN_EACH_OF(16) local[i] = t[i];
-    block = rescale_weight(args, at, block, next, local);
-    return;
+  const StickyScale next = sticky_scale(block.scale, reach * scale, growth_of(words, kGrowthElement), saturated);
+  float unit = 0x1p-126f;
+  if (next.code != block.scale) {
+    bool moved = next.code > block.scale;
+    if (!moved) {
+      QN_PAIRS(p) {
+        const float2 value = tables.pair(block.word, p);
+        moved |= t[2 * p] != value.x || t[2 * p + 1] != value.y;
+      }
+    }
+    if (!moved) return;
+    const WeightRescale rescale = weight_rescale(block.scale, next);
+    QN_EACH_OF(16) t[i] = rescaled_weight(rescale, t[i]);
+    block.scale = static_cast<uint8_t>(next.code);
+    cut_at_six(t, unit);
+  } else if (!(reach < 8.0f)) {
+    cut_at_six(t, unit);
   }
-  const WeightDraws draws(words);
-  QN_EACH_OF(2) block.word[i] = rounded_word<true>(t + 8 * i, draws, 8 * i, block.word[i]);
+  if (block.scale == 0) return;
+  QN_EACH_OF(2) { block.word[i] = rounded_word<true, weight_draw>(t + 8 * i, unit, words.w + 8 * i, block.word[i]); }
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 // which compile the same statements for their instruction set and export kAdamwRows.
 #pragma once
 
-#include <cstring>
-
 #include "ops/adamw_moments.h"
 
 namespace qn {
@@ -61,17 +59,14 @@ struct BlockDraws {
   alignas(64) uint32_t weight[16], first[16], second[16];
   uint32_t growth, residual_growth;
 
-  explicit BlockDraws(const uint32_t* words) : growth(words[kGrowthWord]), residual_growth(words[kResidualGrowthWord]) {
-    // The halves and bytes of little-endian words, as weight_draw() and the others take them.
-    uint16_t halves[16];
-    uint8_t bytes[32];
-    std::memcpy(halves, words, sizeof halves);
-    std::memcpy(bytes, words + 8, sizeof bytes);
-    const uint32_t below_weight = words[12] & 0xffu, below_first = words[0] & 0xffffu,
-                   below_second = words[4] & 0xffffu;
-    QN_BLOCK_LOOP(i) weight[i] = static_cast<uint32_t>(halves[i]) << 8 | below_weight;
-    QN_BLOCK_LOOP(i) first[i] = static_cast<uint32_t>(bytes[i]) << 16 | below_first;
-    QN_BLOCK_LOOP(i) second[i] = static_cast<uint32_t>(bytes[16 + i]) << 16 | below_second;
+  explicit BlockDraws(const uint32_t* words)
+      : growth(growth_word(words[kGrowthElement], words[kGrowthElement + 1])),
+        residual_growth(growth_word(words[kResidualGrowthElement], words[kResidualGrowthElement + 1])) {
+    QN_BLOCK_LOOP(i) {
+      weight[i] = weight_draw(words[i]);
+      first[i] = first_draw(words[i]);
+      second[i] = second_draw(words[i]);
+    }
   }
 };
 

@@ -149,26 +149,42 @@ export function takeStep(state: AdamwState, g: Float32Array, step: number, optio
   return { ...total, updateRms: Math.sqrt(total.updateSquares / (N * K)) }
 }
 
+/** 2 ** octaves as second moments have it (docs/numerics.md), to .2 %. */
+function secondOf(octaves: number): number {
+  const whole = Math.floor(octaves)
+  return 2 ** whole * (3 - Math.sqrt(4 - 3 * (octaves - whole)))
+}
+
+/** log2 of the second moment relative to its row's centre, as packed moments have it. */
+function octavesOf({ moments, vValues, vScales }: AdamwState, i: number): number {
+  const code = moments === 'nvfp4' ? e2m1(codeAt(vValues, i)) : new Int8Array(vValues.buffer)[i]!
+  return code * e4m3(vScales[i >> 4]!)
+}
+const centreOf = (state: AdamwState, i: number): number => state.vRows[Math.floor(i / state.K)]!
+
 /** The second moment as numbers. */
 export function secondMoment(state: AdamwState): Float64Array {
   const { K, moments, vValues } = state
   return Float64Array.from({ length: state.N * K }, (_, i) => {
     if (moments === 'fp32') return new Float32Array(vValues.buffer)[i]!
     if (moments === 'bf16') return bf16(new Uint16Array(vValues.buffer)[i]!)
-    const code = moments === 'nvfp4' ? e2m1(codeAt(vValues, i)) : new Int8Array(vValues.buffer)[i]!
-    return 2 ** (state.vRows[Math.floor(i / K)]! + code * e4m3(state.vScales[i >> 4]!))
+    return 2 ** centreOf(state, i) * secondOf(octavesOf(state, i))
   })
 }
 
 /** The first moment as numbers. */
 export function firstMoment(state: AdamwState): Float64Array {
   const { K, moments, mValues } = state
-  const v = secondMoment(state)
   return Float64Array.from({ length: state.N * K }, (_, i) => {
     if (moments === 'fp32') return new Float32Array(mValues.buffer)[i]!
     if (moments === 'bf16') return bf16(new Uint16Array(mValues.buffer)[i]!)
     const code = moments === 'nvfp4' ? e2m1(codeAt(mValues, i)) : new Int8Array(mValues.buffer)[i]!
-    return code * e4m3(state.mScales[i >> 4]!) * state.mRows[Math.floor(i / K)]! * Math.sqrt(v[i]!)
+    return (
+      code *
+      e4m3(state.mScales[i >> 4]!) *
+      state.mRows[Math.floor(i / K)]! *
+      2 ** ((centreOf(state, i) + octavesOf(state, i)) / 2)
+    )
   })
 }
 
