@@ -50,8 +50,9 @@ async function train(model, options) {
   const optimizer = model.createOptimizer({ lr: 1e-3, weightDecay: 0.01, ...options })
   const ids = [idsOf(40), idsOf(40).reverse()]
   for (const recompute of ['all', 'cheap', 'none']) await optimizer.trainStep({ ids, labels: ids }, { recompute })
+  const segments = ids.map((row) => row.map((_, t) => Math.floor(t / 13)))
   await optimizer.trainStep({ ids: idsOf(8), labels: idsOf(8) })
-  for (let i = 0; i < 2; i++) await (await model.loss(ids, ids)).backward()
+  for (let i = 0; i < 2; i++) await (await model.loss(ids, ids, { segments })).backward()
   await optimizer.step({ maxGradNorm: 1 })
   await optimizer.dispose()
 }
