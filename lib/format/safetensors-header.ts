@@ -1,4 +1,5 @@
 import type { ByteSource, DTypeName, TensorEntry } from '../../types/format'
+import { describe } from '../check'
 import { Qwen3Nvfp4Error, type ErrorDetails, type ErrorCode } from '../errors'
 import { readFully } from './byte-source'
 import { payloadBytes } from './element-types'
@@ -73,7 +74,7 @@ type Fail = (code: ErrorCode, message: string, details?: ErrorDetails) => Qwen3N
 
 function failures(file: string): Fail {
   return (code, message, details = {}) => {
-    const key = details.key === undefined ? '' : ` entry ${JSON.stringify(details.key)}:`
+    const key = details.key === undefined ? '' : ` entry ${describe(details.key)}:`
     return new Qwen3Nvfp4Error(code, `${file}:${key} ${message}`, { ...details, file })
   }
 }
@@ -99,13 +100,13 @@ function parseEntry(key: string, value: unknown, start: number, fail: Fail): Ten
   if (!isRecord(value)) throw fail('SAFETENSORS_BAD_HEADER', 'is not an object', { key })
   const { dtype, shape, data_offsets: offsets } = value
   const tag = typeof dtype === 'string' && Object.hasOwn(safetensorsTags, dtype) ? safetensorsTags[dtype] : undefined
-  if (!tag) throw fail('SAFETENSORS_UNKNOWN_TYPE', `dtype ${JSON.stringify(dtype)} is not supported`, { key })
+  if (!tag) throw fail('SAFETENSORS_UNKNOWN_TYPE', `dtype ${show(dtype)} is not supported`, { key })
   const bytes = isCounts(shape) ? payloadBytes(shape, tag.bytes) : undefined
   if (!isCounts(shape) || bytes === undefined) {
-    throw fail('SAFETENSORS_BAD_SHAPE', `shape ${JSON.stringify(shape)} of ${tag.dtype}`, { key })
+    throw fail('SAFETENSORS_BAD_SHAPE', `shape ${show(shape)} of ${tag.dtype}`, { key })
   }
   if (!isCounts(offsets) || offsets.length !== 2 || offsets[1]! - offsets[0]! !== bytes) {
-    const message = `data_offsets ${JSON.stringify(offsets)} do not span the ${bytes} bytes of the shape`
+    const message = `data_offsets ${show(offsets)} do not span the ${bytes} bytes of the shape`
     throw fail('SAFETENSORS_BAD_OFFSETS', message, { key })
   }
   return { key, dtype: tag.dtype, shape, offset: start + offsets[0]!, bytes }
@@ -134,18 +135,41 @@ function checkTiling(entries: TensorEntry[], start: number, size: number, fail: 
 /** JSON.parse keeps the last of equal keys; two readers could see two different tensors. `text` is valid JSON. */
 function findDuplicateKey(text: string): string | undefined {
   const objects: (Set<string> | undefined)[] = []
-  for (const { 0: token } of text.matchAll(/"(?:[^"\\]|\\.)*"(?:[ \t\r\n]*:)?|[[\]{}]/g)) {
-    if (token === '{') objects.push(new Set())
-    else if (token === '[') objects.push(undefined)
-    else if (token === '}' || token === ']') objects.pop()
-    else if (token.endsWith(':')) {
-      const key = JSON.parse(token.slice(0, token.lastIndexOf('"') + 1)) as string
-      const keys = objects.at(-1)
-      if (keys?.has(key)) return key
-      keys?.add(key)
+  for (let i = 0; i < text.length; i++) {
+    const letter = text[i]
+    if (letter === '{') objects.push(new Set())
+    else if (letter === '[') objects.push(undefined)
+    else if (letter === '}' || letter === ']') objects.pop()
+    else if (letter === '"') {
+      const end = endOfString(text, i)
+      const keys = isFollowedByColon(text, end) ? objects.at(-1) : undefined
+      if (keys) {
+        const key = JSON.parse(text.slice(i, end)) as string
+        if (keys.has(key)) return key
+        keys.add(key)
+      }
+      i = end - 1
     }
   }
   return undefined
+}
+
+/** The place after the closing quote of the string that begins at `start`. */
+function endOfString(text: string, start: number): number {
+  let i = start + 1
+  while (text[i] !== '"') i += text[i] === '\\' ? 2 : 1
+  return i + 1
+}
+
+function isFollowedByColon(text: string, at: number): boolean {
+  while (' \t\r\n'.includes(text[at] ?? 'x')) at++
+  return text[at] === ':'
+}
+
+/** A value of a hostile header in a few letters. */
+function show(value: unknown): string {
+  const isShort = Array.isArray(value) && value.length <= 8 && value.every((item) => typeof item === 'number')
+  return isShort ? `[${value.join(', ')}]` : describe(value)
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

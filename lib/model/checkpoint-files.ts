@@ -1,6 +1,7 @@
 import { readFile, stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
 import type { ByteSourceInput, TensorEntry } from '../../types/format'
+import { describe } from '../check'
 import { ioError, Qwen3Nvfp4Error, throwIfAborted } from '../errors'
 import { DatReader } from '../format/dat-reader'
 import { SafetensorsReader } from '../format/safetensors'
@@ -118,8 +119,8 @@ async function readWeightMap(path: string): Promise<Map<string, string>> {
     throw badIndex(path, 'has no weight_map')
   for (const [key, name] of Object.entries(map)) {
     // A file of the same folder: the index must not reach elsewhere on the disk.
-    if (typeof name !== 'string' || name !== basename(name) || !name.endsWith('.safetensors')) {
-      throw badIndex(path, `weight_map puts ${key} into ${JSON.stringify(name)}, which is no safetensors file name`)
+    if (typeof name !== 'string' || name !== basename(name) || !name.endsWith('.safetensors') || name.includes('\0')) {
+      throw badIndex(path, `weight_map puts ${describe(key)} into ${describe(name)}, which is no safetensors file name`)
     }
   }
   return new Map(Object.entries(map as Record<string, string>))

@@ -236,7 +236,9 @@ function unsupportedType(entry: IndexedEntry, files: readonly string[], expected
   return new Qwen3Nvfp4Error('CHECKPOINT_UNSUPPORTED_TYPE', message, { file, key: entry.key })
 }
 
+/** At most twenty names, none of them endless. */
 export function listNames(names: readonly string[]): string {
+  const shown = names.slice(0, listed).map((name) => (name.length > 200 ? `${name.slice(0, 197)}...` : name))
   const more = names.length > listed ? ` and ${names.length - listed} more` : ''
-  return `${names.length} tensor${names.length === 1 ? '' : 's'} (${names.slice(0, listed).join(', ')}${more})`
+  return `${names.length} tensor${names.length === 1 ? '' : 's'} (${shown.join(', ')}${more})`
 }
