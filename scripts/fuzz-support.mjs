@@ -57,6 +57,7 @@ export function mutatorOf(random) {
     const [owner, key] = pick(places)
     const what = below(5)
     if (what === 0) delete owner[key]
+    else if (what === 1 && Array.isArray(owner)) owner.push(owner[key])
     else if (what === 1) Object.defineProperty(owner, String(oddValue()), field(owner[key]))
     else if (what === 2) owner[key] = globalThis.structuredClone(pick(places)[0])
     else owner[key] = oddValue()

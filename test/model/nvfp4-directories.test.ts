@@ -8,7 +8,7 @@ import {
   type SafetensorsTensor,
 } from 'qwen3-nvfp4'
 import { packedTensors, tinyConfig } from '../support/checkpoints'
-import { temporaryFolder } from '../support/files'
+import { failure, temporaryFolder } from '../support/files'
 import {
   decodeNvfp4,
   nvfp4Tensors,
@@ -37,10 +37,7 @@ const write = (way: Nvfp4Way, tensors = tensorsOf(way), quantization: object | n
     (quantization ?? undefined) as Record<string, unknown> | undefined,
   )
 
-const failure = async (path: string) => {
-  const error = await openCheckpoint(path).catch((caught: unknown) => caught as { code: string; message: string })
-  return error as { code: string; message: string }
-}
+const refusal = (path: string) => failure(openCheckpoint(path))
 
 test('the reciprocal global scale by hand: 2688 / amax divides, 0.5 · 448 · 12 / 2688 is 1', () => {
   // A matrix of amax 12: global 2688 / 12 = 224, its largest block's scale 448 and code 6: 6 · 448 / 224 = 12.
@@ -71,6 +68,20 @@ describe.each(ways)('%s', (way) => {
     const scales = tensors.get(`${q}.weight_scale`)!.data as Uint8Array
     const global = way === 'modelopt' ? { factor: 2 ** -7 } : { divisor: 2 ** 7 }
     expect(await model.parameter(`${q}.weight`)!.read()).toEqual(decodeNvfp4(codes, scales, 32, global))
+  })
+
+  test('trains on, and is saved, under a global scale that is no power of two', async () => {
+    const folder = await write(way, tensorsOf(way, Math.fround(0.003)))
+    await using model = await Qwen3Nvfp4Model.load(folder, { threads: 2 })
+    const optimizer = model.createOptimizer({ lr: 1e-3 })
+    const batch = { ids: [1, 2, 3, 4, 5, 6], labels: [1, 2, 3, 4, 5, 6] }
+    const losses: number[] = []
+    for (let i = 0; i < 8; i++) losses.push((await optimizer.trainStep(batch)).loss)
+    expect(losses.at(-1)!).toBeLessThan(losses[0]!)
+    const saved = join(folder, 'trained.dat')
+    await model.saveDat(saved)
+    await using again = await Qwen3Nvfp4Model.load(saved, { threads: 2 })
+    expect(await again.parameter(`${q}.weight`)!.read()).toEqual(await model.parameter(`${q}.weight`)!.read())
   })
 
   test('keeps a global scale of its own for q, k and v', async () => {
@@ -134,12 +145,12 @@ describe.each(ways)('%s', (way) => {
     const tensors = tensorsOf(way)
     tensors.delete(`${q}.weight_scale`)
     tensors.delete('model.layers.1.mlp.up_proj.' + (way === 'modelopt' ? 'weight_scale_2' : 'weight_packed'))
-    expect(await failure(await write(way, tensors))).toMatchObject({
+    expect(await refusal(await write(way, tensors))).toMatchObject({
       code: 'CHECKPOINT_MISSING_TENSORS',
       message: expect.stringMatching(/lacks 2 tensors \(.*q_proj\.weight_scale, .*up_proj\.weight_(scale_2|packed)\)/),
     })
     const more = tensorsOf(way).set('model.extra', { dtype: 'uint8', shape: [1], data: Uint8Array.of(1) })
-    expect(await failure(await write(way, more))).toMatchObject({ code: 'CHECKPOINT_UNEXPECTED_TENSORS' })
+    expect(await refusal(await write(way, more))).toMatchObject({ code: 'CHECKPOINT_UNEXPECTED_TENSORS' })
   })
 
   test('refuses scales of AWQ, FP8 weights under its name, a scale that is no number, and another way in its config', async () => {
@@ -148,21 +159,21 @@ describe.each(ways)('%s', (way) => {
       shape: [32],
       data: new Float32Array(32).fill(1),
     })
-    expect(await failure(await write(way, awq))).toMatchObject({
+    expect(await refusal(await write(way, awq))).toMatchObject({
       code: 'CHECKPOINT_UNSUPPORTED_TENSORS',
       message: expect.stringContaining(`${q}.pre_quant_scale`),
     })
     const codesKey = way === 'modelopt' ? `${q}.weight` : `${q}.weight_packed`
     const fp8 = tensorsOf(way).set(codesKey, { dtype: 'float8_e4m3fn', shape: [64, 32], data: new Uint8Array(2048) })
-    expect(await failure(await write(way, fp8))).toMatchObject({
+    expect(await refusal(await write(way, fp8))).toMatchObject({
       code: 'CHECKPOINT_UNSUPPORTED_TYPE',
       message: expect.stringContaining('float8_e4m3fn'),
     })
     const suffix = way === 'modelopt' ? 'weight_scale_2' : 'weight_global_scale'
     const zero = tensorsOf(way).set(`${q}.${suffix}`, { dtype: 'float32', shape: [1], data: new Float32Array(1) })
-    expect(await failure(await write(way, zero))).toMatchObject({ code: 'CHECKPOINT_BAD_SCALE' })
+    expect(await refusal(await write(way, zero))).toMatchObject({ code: 'CHECKPOINT_BAD_SCALE' })
     const other = ways.find((each) => each !== way)!
-    expect(await failure(await write(way, tensorsOf(way), quantizationConfigs[other]))).toMatchObject({
+    expect(await refusal(await write(way, tensorsOf(way), quantizationConfigs[other]))).toMatchObject({
       code: 'CHECKPOINT_BAD_INDEX',
       message: expect.stringContaining(other),
     })
@@ -187,7 +198,7 @@ describe('quantization_config', () => {
     ['sparsity', { ...base['compressed-tensors'], sparsity_config: { format: 'sparse-24' } }, 'received "sparse-24"'],
   ]
   test.each(cases)('refuses %s by name and says what is supported', async (_, quantization, message) => {
-    expect(await failure(await write('modelopt', tensorsOf('modelopt'), quantization))).toMatchObject({
+    expect(await refusal(await write('modelopt', tensorsOf('modelopt'), quantization))).toMatchObject({
       code: 'CONFIG_UNSUPPORTED',
       message: expect.stringContaining(message),
     })
@@ -207,6 +218,6 @@ describe('quantization_config', () => {
     expect(format).toBe('modelopt')
     expect(warnings).toMatchObject([{ code: 'QUANTIZED_CACHE', message: expect.stringContaining('FP8') }])
     writeFileSync(file, JSON.stringify({ quantization: { ...quantization, quant_algo: 'NVFP4_AWQ' } }))
-    expect(await failure(folder)).toMatchObject({ code: 'CONFIG_UNSUPPORTED' })
+    expect(await refusal(folder)).toMatchObject({ code: 'CONFIG_UNSUPPORTED' })
   })
 })

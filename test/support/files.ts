@@ -18,6 +18,14 @@ export function temporaryFolder(): string {
 /** Names in a folder; what a failed writer left behind would show here. */
 export const listFolder = (folder: string): string[] => readdirSync(folder).sort()
 
+/** What a promise rejects with; of one that resolves, an error that says so. */
+export async function failure(work: Promise<unknown>): Promise<{ code: string; message: string }> {
+  return (await work.then(
+    () => ({ code: 'none', message: 'no error' }),
+    (error: unknown) => error,
+  )) as { code: string; message: string }
+}
+
 const shared = resolve(__dirname, '../../../shared')
 
 export const sharedPath = (...parts: string[]): string => join(shared, 'data', ...parts)
