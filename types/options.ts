@@ -202,7 +202,10 @@ export interface TrainBatch {
 export interface TrainStepOptions {
   /** Learning rate of this step. Default: the optimizer's. */
   lr?: number
-  /** Clips by the norm of the previous step's gradients, as this step's is known only at its end. Default: no clipping. */
+  /**
+   * Clips by the norm of the previous step's gradients, as this step's is known only at its end. The first step makes its
+   * gradients twice and is clipped by their own norm. Default: no clipping.
+   */
   maxGradNorm?: number
   /**
    * Takes no step when the loss, which is known before the backward pass, is above this, a number above 0: nothing is touched, no

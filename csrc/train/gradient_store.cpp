@@ -112,6 +112,20 @@ const float* GradientStore::rows(const Parameter& parameter, int64_t row_begin, 
   return scratch;
 }
 
+double gradient_norm(Model& model, const Buffer& device_totals, Engine& engine) {
+  std::vector<UpdateTotals> totals(model.parameters().size());
+  engine.download(totals.data(), device_totals.as<UpdateTotals>(), static_cast<int64_t>(totals.size()));
+  double total = 0;
+  for (const Parameter& parameter : model.parameters()) {
+    total += totals[parameter.id].gradient_squares;
+    if (!std::isfinite(total)) {
+      fail_at(parameter.name, Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated",
+              parameter.name.c_str());
+    }
+  }
+  return std::sqrt(total);
+}
+
 double GradientStore::norm(Engine& engine) const {
   MemoryLedger& ledger = model_.device().ledger();
   int64_t widest = 0, most_rows = 0;
@@ -122,9 +136,7 @@ double GradientStore::norm(Engine& engine) const {
     widest = std::max(widest, std::min(options_.step_chunk_rows, parameter.rows) * parameter.cols);
   }
   const Buffer scratch(ledger, MemoryKind::kScratch, widest * 4), squares(ledger, MemoryKind::kScratch, most_rows * 8);
-  std::vector<UpdateTotals> totals(entries_.size());
-  const Buffer device_totals(ledger, MemoryKind::kScratch, static_cast<int64_t>(totals.size() * sizeof(UpdateTotals)),
-                             true);
+  const Buffer totals(ledger, MemoryKind::kScratch, static_cast<int64_t>(entries_.size() * sizeof(UpdateTotals)), true);
   for (const Parameter& parameter : model_.parameters()) {
     if (!has(parameter)) continue;
     engine.cpu().check_cancelled();
@@ -134,18 +146,9 @@ double GradientStore::norm(Engine& engine) const {
       const float* g = rows(parameter, begin, count, scratch.as<float>(), engine);
       engine.row_squares(squares.as<double>() + begin, {const_cast<float*>(g), false}, count, parameter.cols);
     }
-    engine.sum_rows(device_totals.as<UpdateTotals>() + parameter.id, nullptr, squares.as<double>(), parameter.rows);
+    engine.sum_rows(totals.as<UpdateTotals>() + parameter.id, nullptr, squares.as<double>(), parameter.rows);
   }
-  engine.download(totals.data(), device_totals.as<UpdateTotals>(), static_cast<int64_t>(totals.size()));
-  double total = 0;
-  for (const Parameter& parameter : model_.parameters()) {
-    total += totals[parameter.id].gradient_squares;
-    if (!std::isfinite(total)) {
-      fail_at(parameter.name, Code::kNonFiniteGradient, "the gradient of %s is not finite: nothing was updated",
-              parameter.name.c_str());
-    }
-  }
-  return std::sqrt(total);
+  return gradient_norm(model_, totals, engine);
 }
 
 void GradientStore::zero(int64_t optimizer_step) {

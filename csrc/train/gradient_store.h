@@ -14,6 +14,10 @@ enum class GradientFormat : uint8_t { kFp32, kBf16, kNvfp4 };
 // Each NVFP4 accumulation adds its own rounding error: relative error .23 after 4 micro-batches, .40 after 16.
 constexpr int32_t kMaxNvfp4MicroBatches = 4;
 
+// √Σ gradient_squares over UpdateTotals[parameters] on the device, by parameter id. Error(kNonFiniteGradient) names the
+// first parameter whose gradient has a NaN or infinity.
+double gradient_norm(Model& model, const Buffer& totals, Engine& engine);
+
 class GradientStore : public GradientSink {
  public:
   struct Options {

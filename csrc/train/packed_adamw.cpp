@@ -51,8 +51,7 @@ int64_t PackedAdamW::missing_scratch_bytes(bool bf16_rows) const {
 }
 
 // Everything that can fail for want of memory happens here.
-void PackedAdamW::begin(double lr, double clip_scale, bool bf16_rows) {
-  if (!std::isfinite(lr) || lr < 0) fail(Code::kInvalidArgument, "Expected 0 or more for lr but received %g", lr);
+void PackedAdamW::prepare(bool bf16_rows) {
   make_missing_states();
   const Scratch scratch = plan_scratch(model_.parameters(), options_, bf16_rows);
   const auto grow = [&](Buffer& buffer, int64_t bytes) {
@@ -67,6 +66,11 @@ void PackedAdamW::begin(double lr, double clip_scale, bool bf16_rows) {
   grow(stop_, sizeof(uint32_t));
   model_.device().zero(totals_.data(), totals_.bytes());
   model_.device().zero(stop_.data(), stop_.bytes());
+}
+
+void PackedAdamW::begin(double lr, double clip_scale, bool bf16_rows) {
+  if (!std::isfinite(lr) || lr < 0) fail(Code::kInvalidArgument, "Expected 0 or more for lr but received %g", lr);
+  prepare(bf16_rows);
   in_step_ = true;
   touched_ = false;
   lr_ = lr;
@@ -113,6 +117,19 @@ AdamwArgs PackedAdamW::step_args(const Parameter& parameter, State& state) {
   args.parameter = parameter.id;
   args.step = static_cast<uint32_t>(step_);
   return args;
+}
+
+// Σ g² of a gradient that nothing is done with.
+void PackedAdamW::measure(const Parameter& parameter, const Rows& gradient, Engine& engine) {
+  const State& state = states_[parameter.id];
+  if (!parameter.trainable || !state.active) return;
+  const int64_t chunk = chunk_rows(parameter);
+  double* squares = row_squares_.as<double>();
+  for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
+    const int64_t count = std::min(chunk, parameter.rows - begin);
+    engine.row_squares(squares + begin, gradient(begin, count), count, parameter.cols);
+  }
+  engine.sum_rows(totals_.as<UpdateTotals>() + parameter.id, nullptr, squares, parameter.rows);
 }
 
 // `checked`: the gradient is known to be finite, and its norm to be known already.
@@ -247,20 +264,50 @@ PackedAdamW::FusedStep::~FusedStep() {
   }
 }
 
-void PackedAdamW::FusedStep::matrix(Parameter& parameter, const Produce& produce) {
-  PackedAdamW& o = optimizer_;
-  const bool bf16 = o.model_.device().cuda() && &parameter != &o.model_.embedding();
-  const Rows rows = [&](int64_t row, int64_t count) {
-    const GradientRows g{o.gradient_rows_.data(), bf16};
+std::unique_ptr<PackedAdamW::NormPass> PackedAdamW::begin_norm_pass(const Cpu& cpu) {
+  if (in_step_) fail(Code::kBusy, "a fused step is in progress");
+  Device& device = model_.device();
+  prepare(device.cuda() != nullptr);
+  return std::unique_ptr<NormPass>(new NormPass(*this, make_engine(device, cpu)));
+}
+
+// `produce` must outlive the result.
+PackedAdamW::Rows PackedAdamW::produced_rows(const Parameter& parameter, const GradientSink::Produce& produce) {
+  const bool bf16 = model_.device().cuda() && &parameter != &model_.embedding();
+  const GradientRows g{gradient_rows_.data(), bf16};
+  return [g, &produce](int64_t row, int64_t count) {
     produce(row, count, g, false);
     return g;
   };
-  o.update(parameter, rows, false, *engine_);
+}
+
+namespace {
+
+// The whole gradient of a vector.
+auto vector_rows(const float* dw) {
+  return [dw](int64_t, int64_t) { return GradientRows{const_cast<float*>(dw), false}; };
+}
+
+}  // namespace
+
+void PackedAdamW::NormPass::matrix(Parameter& parameter, const Produce& produce) {
+  optimizer_.measure(parameter, optimizer_.produced_rows(parameter, produce), *engine_);
+}
+
+void PackedAdamW::NormPass::vector(Parameter& parameter, const float* dw) {
+  optimizer_.measure(parameter, vector_rows(dw), *engine_);
+}
+
+void PackedAdamW::NormPass::finish() {
+  optimizer_.last_grad_norm_ = gradient_norm(optimizer_.model_, optimizer_.totals_, *engine_);
+}
+
+void PackedAdamW::FusedStep::matrix(Parameter& parameter, const Produce& produce) {
+  optimizer_.update(parameter, optimizer_.produced_rows(parameter, produce), false, *engine_);
 }
 
 void PackedAdamW::FusedStep::vector(Parameter& parameter, const float* dw) {
-  const Rows rows = [&](int64_t, int64_t) { return GradientRows{const_cast<float*>(dw), false}; };
-  optimizer_.update(parameter, rows, false, *engine_);
+  optimizer_.update(parameter, vector_rows(dw), false, *engine_);
 }
 
 StepStats PackedAdamW::FusedStep::finish() {

@@ -85,11 +85,30 @@ class PackedAdamW {
     std::unique_ptr<Engine> engine_;
     bool finished_ = false;
   };
-  // Clips by the norm of the PREVIOUS step's gradients (this step's is known only at its end); the first step is not
-  // clipped by a norm and relies on AdamW's own bound on u. The step number advances here: a step that is dropped
-  // without finish() (an error in backward) still counts, and its parameters that were not reached are as before.
-  // One at a time: Error(kBusy).
+  // Clips by the norm of the PREVIOUS step's gradients, as this step's is known only at its end: the first one by that
+  // of a norm pass, or not at all. The step number advances here: a step that is dropped without finish() (an error in
+  // backward) still counts, and its parameters that were not reached are as before. One at a time: Error(kBusy).
   std::unique_ptr<FusedStep> begin_fused_step(double lr, double max_grad_norm, const Cpu& cpu);
+
+  // A backward pass that measures and changes nothing: hand it to backward(), then finish(), and the next fused step
+  // clips by its norm. An unclipped first gradient would outweigh the clipped ones after it in v, and keep updates
+  // small for 1 / (1 - beta2) steps.
+  class NormPass : public GradientSink {
+   public:
+    void matrix(Parameter& parameter, const Produce& produce) override;
+    void vector(Parameter& parameter, const float* dw) override;
+    // Error(kNonFiniteGradient) names the first tensor that has a NaN or infinity.
+    void finish();
+
+   private:
+    friend class PackedAdamW;
+    NormPass(PackedAdamW& optimizer, std::unique_ptr<Engine> engine)
+        : optimizer_(optimizer), engine_(std::move(engine)) {}
+    PackedAdamW& optimizer_;
+    std::unique_ptr<Engine> engine_;
+  };
+  bool knows_norm() const { return last_grad_norm_ >= 0; }
+  std::unique_ptr<NormPass> begin_norm_pass(const Cpu& cpu);
 
   // The whole state in one file, written beside `path` and renamed: resuming from it and the saved model continues bit
   // for bit. load() refuses another model's names, shapes, storage or other weights/moments modes
@@ -124,9 +143,12 @@ class PackedAdamW {
   void make_state(Parameter& parameter);
   void initialize_master(const Parameter& parameter, State& state);
   void make_missing_states();
+  void prepare(bool bf16_rows);
   void begin(double lr, double clip_scale, bool bf16_rows);
   // Gives rows [row_begin, row_begin + row_count) of a gradient.
   using Rows = std::function<GradientRows(int64_t row_begin, int64_t row_count)>;
+  Rows produced_rows(const Parameter& parameter, const GradientSink::Produce& produce);
+  void measure(const Parameter& parameter, const Rows& gradient, Engine& engine);
   void update(Parameter& parameter, const Rows& gradient, bool checked, Engine& engine);
   AdamwArgs step_args(const Parameter& parameter, State& state);
   int64_t chunk_rows(const Parameter& parameter) const;
@@ -152,7 +174,7 @@ class PackedAdamW {
   AdamwOptions options_;
   std::vector<State> states_;  // by parameter id
   int64_t step_ = 0;
-  double last_grad_norm_ = -1;  // of the last step, for late clipping; < 0: none yet
+  double last_grad_norm_ = -1;  // of the last step or norm pass, for late clipping; < 0: none yet
 
   // Of the step in progress.
   bool in_step_ = false, touched_ = false;

@@ -112,6 +112,28 @@ describe('PackedAdamW', () => {
     await model.dispose()
   })
 
+  test('a fused step clips by the norm of the step before, the first one by its own', async () => {
+    const [model, other] = [await tinyModel(), await tinyModel()]
+    const options = { lr: 1e-2, weights: 'fp32', moments: 'fp32' } as const
+    const optimizer = model.createOptimizer(options)
+    const steps = []
+    for (let i = 0; i < 3; i++) steps.push(await optimizer.trainStep(batchOf(i), { maxGradNorm: 0.5 }))
+    const norms = steps.map(({ gradNorm }) => gradNorm)
+    const expected = [norms[0]!, norms[0]!, norms[1]!].map((norm) => 0.5 / norm)
+    expectClose(
+      steps.map(({ clipScale }) => clipScale),
+      expected,
+      0,
+      1e-5,
+    )
+    const { ids, labels } = batchOf(0)
+    await (await other.loss(ids, labels)).backward()
+    const exact = await other.createOptimizer(options).step({ maxGradNorm: 0.5 })
+    const { step, gradNorm, clipScale, updateRms } = steps[0]!
+    expectClose([step, gradNorm, clipScale, updateRms], [1, exact.gradNorm, exact.clipScale, exact.updateRms], 0, 1e-5)
+    await Promise.all([model.dispose(), other.dispose()])
+  })
+
   test('parameters that are left out keep every bit', async () => {
     const model = await tinyModel()
     const optimizer = model.createOptimizer({ lr: 1e-2, trainable: (name) => name.includes('mlp') })
