@@ -9,10 +9,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <map>
+#include <optional>
 #include <thread>
 
 #include "core/cuda_graph.h"
+#include "model/decode_chains.h"
 #include "model/engine.h"
 #include "ops/attention_decode_fused.h"
 #include "ops/decode_begin.h"
@@ -47,6 +50,8 @@ class Decoder {
                             top_logprobs_ * static_cast<int64_t>(sizeof(TokenLogprob)))),
         sampling_(args.sampling),
         fuses_attention_(attention_decode_fused_fits_cuda(c_.Q, c_.KV, c_.D, kPageTokens)) {
+    s_.k = reinterpret_cast<Activation*>(bf16(s_.q) + c_.Q * c_.D);
+    s_.v = reinterpret_cast<Activation*>(bf16(s_.k) + c_.KV * c_.D);
     widen_norms();
     for (int32_t slot = 0; slot < kRingSlots; ++slot) ring_.as<SampleResult>()[slot].position = -1;
     if (sampling_.repetition_penalty != 1.0f) {
@@ -55,6 +60,11 @@ class Decoder {
       mark_seen(args.prompt);
     }
     logits_ = Buffer(model.device().ledger(), MemoryKind::kActivations, c_.V * 4);
+    // A choice for measurements (benchmarks/gpu/decode.ts) while neither way is the faster one everywhere.
+    if (std::getenv("QN_DECODE_CHAINS") && fuses_attention_ && DecodeChains::fit(model)) {
+      chains_.emplace(model, DecodeChains::Rows{bf16(s_.x), bf16(s_.q), bf16(s_.att), logits_.as<float>(), s_.position},
+                      [this](const Parameter& p) { return norm_weight(p); });
+    }
   }
 
   // The logits after the prompt: asks for the first token.
@@ -120,9 +130,7 @@ class Decoder {
     Scratch s{};
     s.x = activations(c.H);
     s.x_norm = activations(c.H);
-    s.q = activations(c.Q * c.D);
-    s.k = activations(c.KV * c.D);
-    s.v = activations(c.KV * c.D);
+    s.q = activations((c.Q + 2 * c.KV) * c.D);  // and k and v, side by side
     s.att = activations(c.Q * c.D);
     s.gate = activations(c.F);
     s.up = activations(c.F);
@@ -206,8 +214,16 @@ class Decoder {
     decode_begin_cuda(
         {s_.position, s_.cosines, s_.sines, c_.D, c_.rope_base, bf16(s_.x), model_.embedding().view(), s_.next_id},
         stream_);
-    for (int64_t i = 0; i < c_.L; ++i) layer(i, bound);
-    head();
+    if (chains_) {
+      chains_->begin(stream_);
+      for (int64_t i = 0; i < c_.L; ++i) {
+        attend(model_.layer(i), i, bound);
+        chains_->after_attention(i, stream_);
+      }
+    } else {
+      for (int64_t i = 0; i < c_.L; ++i) layer(i, bound);
+      head();
+    }
     sample(logits_.as<float>());
   }
 
@@ -356,6 +372,7 @@ class Decoder {
   SampleOptions sampling_;
   bool fuses_attention_;  // whether one launch serves these heads
   Buffer logits_, attention_scratch_;
+  std::optional<DecodeChains> chains_;   // else a launch a product
   std::map<int64_t, CudaGraph> graphs_;  // by the context they are sized for
 };
 

@@ -1,3 +1,4 @@
+// Longer than most, because the kernel's two walks over the same units, copying and multiplying, must be read together.
 #include "ops/decode_chain.h"
 
 #include <cuda_runtime.h>
@@ -7,463 +8,379 @@
 #include "core/cuda_check.h"
 #include "core/dtype.h"
 #include "core/status.h"
+#include "ops/async_cuda.h"
 #include "ops/bf16x8_cuda.h"
-#include "ops/bulk_copy_cuda.h"
-#include "ops/e2m1_mma_cuda.h"
-#include "ops/group_reduce_cuda.h"
 #include "ops/message_cuda.h"
+#include "ops/nvfp4_unit_cuda.h"
 #include "ops/swiglu_cuda.h"
 
 namespace qn {
 
 namespace {
 
-constexpr int kColumnGroups = 8;  // warps that share a row's columns
-constexpr int kEntries = 32;      // tiles in the ring, at most
-constexpr int kMostTiles = 20;    // whose sums wait for the store
-constexpr int kMostOwn = 512;     // values of h a block keeps
-constexpr int kZeroBytes = 128;
-
-// A tile is two fours of rows: neighbouring fours of outputs, or with swiglu four rows of gate and of up. In shared
-// memory its codes are four pieces of two rows, its scales too, each piece further from a multiple of 128 bytes, so
-// that the lanes of a read touch all banks. Lane 4g + q multiplies row kRowOf(g): piece 2 · (g % 2) + g / 2 % 2, its
-// row g / 4.
-struct Tile {
-  static __host__ __device__ int code_piece(int K) { return K + 32; }
-  static __host__ __device__ int scale_piece(int K) { return K / 8 + 16; }
-  static __host__ __device__ int scales_at(int K) { return 4 * code_piece(K); }
-  static __host__ __device__ int bytes(int K) { return (scales_at(K) + 4 * scale_piece(K) + 127) / 128 * 128; }
-  // Row 0 .. 3 of four 0 or 1, as g.
-  static __device__ int place(int four, int row) { return four | (row & 2) | (row & 1) << 2; }
-};
+// A tile is eight rows: of one matrix eight outputs, or with swiglu four, whose rows of gate and of up take turns. Its
+// units are dealt to the block's warps in turn, from a stage's first on.
+using Unit = UnitOf<8, 4>;
+constexpr int kMostUnits = 96;  // whose sums wait for the store
 
 struct Kernel {
   const ChainStage* stages;
   const int32_t* epoch;
   const uint16_t* x;
-  const uint16_t* h;
+  uint16_t* h;
   float norm_eps;
-  int count, H;
-  int x_bytes, ring_bytes;
+  int count, launch, launches, H;
+  int own_bytes, x_bytes;
 };
 
-// Shared memory before x and the ring.
+template <int kWarpCount, int kSlotCount, bool kWithCopies = true, bool kWithProducts = true>
+struct LayoutOf {
+  static constexpr int kWarps = kWarpCount, kThreads = 32 * kWarps, kSlots = kSlotCount;
+  static constexpr bool kCopies = kWithCopies, kProducts = kWithProducts;
+};
+
+// Shared memory after the rings and before the block's own h, x and the stages.
 template <int kWarps>
 struct Shared {
-  uint64_t full[kEntries], empty[kEntries];
-  uint32_t offsets[kEntries];  // of a tile in the ring
-  uint32_t ends[kEntries];     // of a tile, in bytes since the start: for the producer alone
-  ChainStage stages[4];        // of a stage: its number modulo 4
-  uint8_t zeros[kZeroBytes];
+  uint8_t zeros[kZeroBytes<Unit>];
   float squares[kWarps];
-  uint16_t own[kMostOwn];  // h of this block's outputs
-  // Of rows, by column groups. Twice, because a store may lag behind the next sums.
-  float sums[2][kMostTiles][kColumnGroups][8];
+  // Twice, because a store may lag behind the next sums.
+  float sums[2][kMostUnits * Unit::kRows];
 };
 
-// The block's part of a stage's outputs, in fours.
-struct Part {
-  int first, fours, tiles;
-  __device__ Part(int all, int swiglu) {
-    const auto first_of = [&](uint32_t block) {
-      return static_cast<int>(block * static_cast<uint32_t>(all) / gridDim.x);
-    };
-    first = first_of(blockIdx.x);
-    fours = first_of(blockIdx.x + 1) - first;
-    tiles = swiglu ? fours : (fours + 1) / 2;
-  }
-};
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-
-// The copying warp: tiles of all stages in order, each as soon as the ring has room. Lanes 0 .. 3 copy the pieces of
-// codes, 4 .. 7 those of scales.
-template <int kWarps>
-struct Producer {
-  Shared<kWarps>& shared;
-  uint32_t ring, ring_bytes;
-  uint32_t head = 0;                   // where the next tile goes
-  uint32_t written = 0, released = 0;  // bytes since the start, with what was left out at the ring's end
-  int entry = 0, oldest = 0;           // the next tile; the first that is not known to be multiplied
-
-  struct Stage {
-    const uint8_t* bases[kChainMatrices];
-    int ends[kChainMatrices];
-    int K, swiglu;
-  };
-
-  static __device__ __forceinline__ Stage load(const ChainStage& from) {
-    const bool scales = threadIdx.x % 32 >= 4;
-    Stage stage;
-#pragma unroll
-    for (int i = 0; i < kChainMatrices; ++i) {
-      stage.bases[i] = scales ? from.scales[i] : from.codes[i];
-      stage.ends[i] = from.ends[i];
-    }
-    stage.K = from.K;
-    stage.swiglu = from.swiglu;
-    return stage;
-  }
-
-  // Where this tile goes, once there is room.
-  __device__ __forceinline__ uint32_t reserve(uint32_t bytes) {
-    if (head + bytes > ring_bytes) {
-      written += ring_bytes - head;
-      head = 0;
-    }
-    while (written + bytes - released > ring_bytes || entry - oldest == kEntries) {
-      wait_barrier(shared_address(&shared.empty[oldest % kEntries]), oldest / kEntries & 1);
-      released = shared.ends[oldest % kEntries];
-      ++oldest;
-    }
-    const uint32_t at = head;
-    head += bytes;
-    written += bytes;
-    return at;
-  }
-
-  __device__ __forceinline__ void copy(const Stage& stage, const Part& part, int tile, uint32_t bytes) {
-    const int lane = static_cast<int>(threadIdx.x % 32), piece = lane % 4, slot = entry % kEntries;
-    const uint32_t at = reserve(bytes), full = shared_address(&shared.full[slot]);
-    const int fours = stage.swiglu ? 2 : min(2, part.fours - 2 * tile);
-    if (lane == 0) {
-      shared.offsets[slot] = at;
-      shared.ends[slot] = written;
-      arrive_expecting(full, fours * 2 * (stage.K + stage.K / 8));
-    }
-    __syncwarp();
-    if (lane < 8 && piece / 2 < fours) {
-      const bool scales = lane >= 4;
-      int four = part.first + (stage.swiglu ? tile : 2 * tile + piece / 2), matrix = 0;
-      if (stage.swiglu) {
-        matrix = piece / 2;
-      } else {
-        matrix = (four >= stage.ends[0] ? 1 : 0) + (four >= stage.ends[1] ? 1 : 0);
-        four -= matrix == 0 ? 0 : matrix == 1 ? stage.ends[0] : stage.ends[1];
-      }
-      const uint8_t* base = matrix == 0 ? stage.bases[0] : matrix == 1 ? stage.bases[1] : stage.bases[2];
-      const uint32_t size = scales ? stage.K / 8 : stage.K;  // of two rows
-      const uint32_t to =
-          scales ? Tile::scales_at(stage.K) + piece * Tile::scale_piece(stage.K) : piece * Tile::code_piece(stage.K);
-      copy_bulk(ring + at + to, base + (int64_t{four} * 2 + piece % 2) * size, size, full);
-    }
-    ++entry;
-  }
-
-  __device__ __forceinline__ void run(const Kernel& p) {
-    Stage next = load(p.stages[0]);
-    for (int i = 0; i < p.count; ++i) {
-      const Stage stage = next;
-      if (i + 1 < p.count) next = load(p.stages[i + 1]);  // on its way while this one's tiles are
-      const Part part(stage.ends[kChainMatrices - 1], stage.swiglu);
-      const uint32_t bytes = Tile::bytes(stage.K);
-      for (int tile = 0; tile < part.tiles; ++tile) copy(stage, part, tile, bytes);
-    }
-  }
-};
-
-// By 2^64, so that products with small x stay normal numbers.
-__device__ __forceinline__ uint32_t scale_x(uint32_t pair) { return multiply_bf16x2(pair, 0x5f805f80u); }
-
-// sum += scale · the lane's 16 columns of its row, as b has them (stage_eight).
-__device__ __forceinline__ void multiply_block(float& sum, uint32_t first, uint32_t second, const uint4& b,
-                                               float scale) {
-  const uint4 low = e2m1x8_to_bf16(first), high = e2m1x8_to_bf16(second);
-  // Rows g of a are pairs (0, 4), (1, 5) for column 2q of b, rows g + 8 the others for column 2q + 1.
-  float4 product = multiply_tiles({low.x, low.z, low.y, low.w}, {b.x, b.y}, {0, 0, 0, 0});
-  product = multiply_tiles({high.x, high.z, high.y, high.w}, {b.z, b.w}, product);
-  sum = fmaf(product.x + product.w, scale, sum);
+// The first of `all` tiles that belong to a block.
+__device__ __forceinline__ int first_tile(uint32_t block, int all) {
+  return static_cast<int>(uint64_t{block} * static_cast<uint32_t>(all) / gridDim.x);
 }
 
-// The multiplying warps. Columns are dealt to kColumnGroups groups of kRowGroups warps: first, as far as there are
-// whole 1024s, 128 of each to a group, 32 of them to the lanes q; a last 512 as 64 and 16. So a group has K / 512
-// blocks of 16 columns for each q. Tiles are dealt to the groups' warps.
-template <int kRowGroups, int kTiles>
-struct Consumer {
-  static constexpr int kWarps = kColumnGroups * kRowGroups, kThreads = 32 * kWarps, kGroupThreads = 32 * kRowGroups;
-  // Eights of x that a thread waits for at once: up to 8192 columns in all, which is what may be normalised.
-  static constexpr int kMostEights = kRowGroups == 1 ? 4 : 2;
-  using Memory = Shared<kWarps>;
+// A stage as this block has it.
+__device__ __forceinline__ ChainStage block_stage(const ChainStage& from, int warps) {
+  ChainStage stage = from;
+  const int all = stage.ends[kChainMatrices - 1], units = stage.K / Unit::kColumns;
+  stage.first = first_tile(blockIdx.x, all);
+  stage.tiles = first_tile(blockIdx.x + 1, all) - stage.first;
+  stage.step_tiles = static_cast<uint8_t>(warps / units);
+  stage.step_units = static_cast<uint8_t>(warps % units);
+  stage.inverse_units = (1 << 16) / units + 1;
+  return stage;
+}
 
-  const Kernel& p;
-  Memory& shared;
-  uint8_t* x;  // of the block: of a group, block, q, column of b: 16 bytes
-  uint32_t ring;
-  uint32_t first_tag;  // of this launch
-  int thread, warp, lane, g, q, column_group, row_group;
-  int entry = 0, half = 0;
+// A warp's first unit of a stage.
+struct FirstUnit {
+  int tile, k;
+  __device__ __forceinline__ FirstUnit(const ChainStage& stage, int warp)
+      : tile(warp * stage.inverse_units >> 16), k(warp - tile * (stage.K / Unit::kColumns)) {}
+};
 
-  __device__ Consumer(const Kernel& p, Memory& shared, uint8_t* x, uint32_t ring)
-      : p(p), shared(shared), x(x), ring(ring) {
-    thread = static_cast<int>(threadIdx.x);
-    warp = thread / 32;
-    lane = thread % 32;
-    g = lane / 4;
-    q = lane % 4;
-    column_group = warp % kColumnGroups;
-    row_group = warp / kColumnGroups;
-    first_tag = static_cast<uint32_t>(__ldcg(p.epoch)) * static_cast<uint32_t>(p.count) + 1;
-    if (p.H > 0) {
-      const Part part(p.H / 4, 0);
-      for (int i = thread; i < 4 * part.fours; i += kThreads) shared.own[i] = __ldcg(p.h + 4 * part.first + i);
+// Which unit a warp copies next: of stage after stage, tile after tile. Lanes copy 16 bytes of two rows' codes at a
+// time; the first 16 lanes the eight rows' scales.
+struct Copies {
+  const ChainStage* stages;
+  int count, warp, lane;
+  uint32_t slots;
+  int stage = -1, tile = 0, k = 0;
+  int units = 0, step_tiles = 0, step_units = 0;  // of the stage
+  int tiles = 0, end = 0;                         // of the stage; of those that lie in one matrix
+  int row_bytes = 0, copy_step = 0, tile_bytes = 0;
+  const uint8_t *codes = nullptr, *scales = nullptr;  // of the lane, as if the block's first tile were in this matrix
+
+  __device__ Copies(const ChainStage* stages, int count, uint32_t slots, int warp, int lane)
+      : stages(stages), count(count), warp(warp), lane(lane), slots(slots) {
+    find();
+  }
+
+  // The unit, where its tile is not in the matrix of the one before it.
+  __device__ __forceinline__ void find() {
+    while (tile >= tiles) {
+      if (++stage >= count) return;
+      const ChainStage& s = stages[stage];
+      const FirstUnit unit(s, warp);
+      tile = unit.tile;
+      k = unit.k;
+      units = s.K / Unit::kColumns;
+      step_tiles = s.step_tiles;
+      step_units = s.step_units;
+      tiles = s.tiles;
+      row_bytes = s.K / 2;
     }
+    const ChainStage& s = stages[stage];
+    const int pairs = s.swiglu ? 2 : 1, row = lane / Unit::kRowLanes, scales_row = lane / Unit::kScaleLanes;
+    const int at = s.first + tile;
+    const int matrix = s.swiglu ? 0 : (at >= s.ends[0] ? 1 : 0) + (at >= s.ends[1] ? 1 : 0);
+    const int first = s.first - (matrix > 0 ? s.ends[matrix - 1] : 0);
+    end = s.swiglu ? tiles : min(tiles, s.ends[matrix] - s.first);
+    copy_step = Unit::kCopyRows / pairs * row_bytes;
+    tile_bytes = Unit::kRows / pairs * row_bytes;
+    const int64_t bytes = int64_t{first} * tile_bytes;
+    codes = s.codes[s.swiglu ? row % 2 : matrix] + bytes + row / pairs * row_bytes + lane % Unit::kRowLanes * 16;
+    scales = s.scales[s.swiglu ? scales_row % 2 : matrix] + bytes / 8 + scales_row / pairs * (row_bytes / 8) +
+             lane % Unit::kScaleLanes * 16;
   }
 
-  // The first column of an eight of this group: [block][q][half of 16].
-  __device__ __forceinline__ int column(int eight, int K) const {
-    const int block = eight / 8, lane_q = eight / 2 % 4, n = K / 512;
-    const int first = block < n / 2 * 2 ? block / 2 * 1024 + column_group * 128 + lane_q * 32 + block % 2 * 16
-                                        : (n - 1) * 512 + column_group * 64 + lane_q * 16;
-    return first + eight % 2 * 8;
-  }
-
-  // x · 2^64 as the operand b of multiply_tiles: lane 4g + q multiplies with column g of b, of which columns 2q and
-  // 2q + 1 belong to the lanes q: they hold pairs (0, 4), (1, 5) and (2, 6), (3, 7) of eight columns of x; the other
-  // lanes of q read zeros.
-  __device__ __forceinline__ void stage_eight(uint8_t* group_x, int eight, const uint4& v) const {
-    uint8_t* to = group_x + eight / 2 * 32 + eight % 2 * 8;
-    *reinterpret_cast<uint2*>(to) = {scale_x(__byte_perm(v.x, v.z, 0x5410)), scale_x(__byte_perm(v.x, v.z, 0x7632))};
-    *reinterpret_cast<uint2*>(to + 16) = {scale_x(__byte_perm(v.y, v.w, 0x5410)),
-                                          scale_x(__byte_perm(v.y, v.w, 0x7632))};
-  }
-
-  // Eights first, first + kGroupThreads, … of x, once they are there.
-  __device__ __forceinline__ void wait_eights(uint4 (&bits)[kMostEights], const ChainStage& stage, int first,
-                                              int eights) const {
-    const uint32_t tag = first_tag + static_cast<uint32_t>(stage.source_stage);
-    bool there = false;
-    for (int polls = 0; !there; ++polls) {
-      if (polls > kMostPolls) __trap();
-      there = true;
+  // To the slot at `slot` bytes. One group of copies in any case.
+  template <bool kCopies>
+  __device__ __forceinline__ void copy_next(int slot) {
+    if (stage < count) {
+      if constexpr (kCopies) {
+        const int64_t offset = int64_t{tile} * tile_bytes + k * Unit::kRowBytes;
+        const uint32_t to = slots + slot;
+        const uint32_t codes_to = to + Unit::piece_at(lane / Unit::kRowLanes, lane % Unit::kRowLanes);
+        const uint8_t* from = codes + offset;
 #pragma unroll
-      for (int i = 0; i < kMostEights; ++i) {
-        const int eight = first + i * kGroupThreads;
-        if (eight >= eights) continue;
-        const int at = column(eight, stage.K);
-        if (stage.source) {
-          there = load_messages(bits[i], stage.source + at / 2, tag) && there;
-        } else {
-          bits[i] = __ldcg(reinterpret_cast<const uint4*>(p.x + at));
+        for (int i = 0; i < Unit::kRows / Unit::kCopyRows; ++i) {
+          // The permutation of pieces repeats after two rows.
+          copy_async16(codes_to + i * Unit::kCopyRows * Unit::kRowBytes, from, true);
+          from += copy_step;
+        }
+        if (lane < Unit::kRows * Unit::kScaleLanes) {
+          copy_async16(to + Unit::kScalesAt + lane * 16, scales + offset / 8, true);
         }
       }
+      k += step_units;
+      tile += step_tiles;
+      if (k >= units) {
+        k -= units;
+        ++tile;
+      }
+      if (tile >= end) find();
     }
+    commit_copies();
+  }
+};
+
+template <typename Layout>
+struct Block {
+  static constexpr int kThreads = Layout::kThreads, kWarps = Layout::kWarps;
+  static constexpr int kFours = 5;  // of x that a thread waits for at once
+  static_assert(kFours * kThreads * 4 >= 8192);
+
+  const Kernel& p;
+  Shared<kWarps>& shared;
+  uint16_t* own;  // h of the block's outputs
+  uint8_t* x;
+  const ChainStage* stages;
+  uint32_t first_tag;  // of this launch
+  int thread, warp, lane;
+  int half = 0;
+
+  // The bits of fours first, first + kThreads, … of x, once they are there.
+  __device__ __forceinline__ void wait_fours(uint2 (&bits)[kFours], const ChainStage& stage, int first) const {
+    const int fours = stage.K / 4;
+    if (!stage.source) {
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) {
+        const int four = first + i * kThreads;
+        bits[i] = four < fours ? __ldcg(reinterpret_cast<const uint2*>(p.x) + four) : uint2{0, 0};
+      }
+      return;
+    }
+    const uint32_t tag = first_tag + static_cast<uint32_t>(stage.source_stage);
+    TwoMessages words[kFours];
+    uint32_t missing = 0;
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) missing |= first + i * kThreads < fours ? 1u << i : 0;
+    const uint32_t wanted = missing;
+    for (int polls = 0; missing != 0; ++polls) {
+      if (polls > kMostPolls) __trap();
+#pragma unroll
+      for (int i = 0; i < kFours; ++i)
+        words[i].load(stage.source + 2 * (first + i * kThreads), (missing >> i & 1) != 0);
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) missing &= words[i].have(tag) ? ~(1u << i) : ~0u;
+    }
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) bits[i] = (wanted >> i & 1) != 0 ? words[i].bits() : uint2{0, 0};
   }
 
-  __device__ __forceinline__ float inverse_rms(const uint4 (&bits)[kMostEights], int K, int first, int eights) {
+  __device__ __forceinline__ float inverse_rms(const uint2 (&bits)[kFours], int K) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kMostEights; ++i) {
-      if (first + i * kGroupThreads >= eights) continue;
-      const Eight eight = bf16x8_to_f32(bits[i]);
+    for (int i = 0; i < kFours; ++i) {
 #pragma unroll
-      for (int j = 0; j < kLaneValues; ++j) sum = fmaf(eight.value[j], eight.value[j], sum);
+      for (int j = 0; j < 2; ++j) {
+        const uint32_t pair = j == 0 ? bits[i].x : bits[i].y;
+        const float low = __uint_as_float(pair << 16), high = __uint_as_float(pair & 0xffff0000u);
+        sum = fmaf(high, high, fmaf(low, low, sum));
+      }
     }
     sum = reduce_lanes<32>(sum, AddLanes{});
     if (lane == 0) shared.squares[warp] = sum;
-    sync_threads<kThreads>(1);
-    sum = 0;
+    __syncthreads();
+    sum = shared.squares[0];
 #pragma unroll
-    for (int i = 0; i < kWarps; ++i) sum += shared.squares[i];
+    for (int i = 1; i < kWarps; ++i) sum += shared.squares[i];
     return 1.0f / sqrtf(sum / static_cast<float>(K) + p.norm_eps);
   }
 
-  // The group's columns of x to shared memory.
+  // Four columns of x; neighbouring lanes have neighbouring fours, all lanes of a warp one.
+  __device__ __forceinline__ void stage_four(int four, const uint2& v) {
+    const bool second = four % 2 != 0;
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, second ? v.x : v.y, 1);
+    const uint32_t low = second ? other : v.x, high = second ? v.y : other;
+    *reinterpret_cast<uint2*>(x + token_eight_at<Unit>(four / 2) + four % 2 * 16) = {
+        scale_x(__byte_perm(low, high, 0x5410)), scale_x(__byte_perm(low, high, 0x7632))};
+  }
+
   __device__ __forceinline__ void stage_x(const ChainStage& stage) {
-    const int eights = stage.K / 64, own = row_group * 32 + lane;
-    uint8_t* const group_x = x + column_group * (stage.K / 4);
-    uint4 bits[kMostEights];
+    const int fours = stage.K / 4;
+    uint2 bits[kFours];
     if (stage.norm) {
-      // As far as most rows go, on their way while x is.
-      Eight weights = {};
-      if (own < eights) weights = load8(stage.norm + column(own, stage.K));
-      wait_eights(bits, stage, own, eights);
-      const float inverse = inverse_rms(bits, stage.K, own, eights);
+      const auto* const norm = reinterpret_cast<const float4*>(stage.norm);
+      float4 weights[2] = {};  // as far as most rows go, on their way while x is
 #pragma unroll
-      for (int i = 0; i < kMostEights; ++i) {
-        const int eight = own + i * kGroupThreads;
-        if (eight >= eights) continue;
-        if (i > 0) weights = load8(stage.norm + column(eight, stage.K));
-        Eight v = bf16x8_to_f32(bits[i]);
+      for (int i = 0; i < 2; ++i)
+        if (thread + i * kThreads < fours) weights[i] = norm[thread + i * kThreads];
+      wait_fours(bits, stage, thread);
+      const float inverse = inverse_rms(bits, stage.K);
 #pragma unroll
-        for (int j = 0; j < kLaneValues; ++j) v.value[j] = v.value[j] * inverse * weights.value[j];
-        stage_eight(group_x, eight, f32_to_bf16x8(v));
+      for (int i = 0; i < kFours; ++i) {
+        const int four = thread + i * kThreads;
+        if (four >= fours) break;
+        const float4 w = i < 2 ? weights[i] : norm[four];
+        const auto scaled = [&](uint32_t pair, float low, float high) {
+          return f32_to_bf16x2(__uint_as_float(pair << 16) * inverse * low,
+                               __uint_as_float(pair & 0xffff0000u) * inverse * high);
+        };
+        stage_four(four, {scaled(bits[i].x, w.x, w.y), scaled(bits[i].y, w.z, w.w)});
       }
     } else {
-      for (int first = own; first < eights; first += kMostEights * kGroupThreads) {
-        wait_eights(bits, stage, first, eights);
+      for (int first = thread; first < fours; first += kFours * kThreads) {
+        wait_fours(bits, stage, first);
 #pragma unroll
-        for (int i = 0; i < kMostEights; ++i) {
-          const int eight = first + i * kGroupThreads;
-          if (eight < eights) stage_eight(group_x, eight, bits[i]);
+        for (int i = 0; i < kFours; ++i) {
+          const int four = first + i * kThreads;
+          if (four < fours) stage_four(four, bits[i]);
         }
       }
     }
-    if constexpr (kRowGroups == 1) {
-      __syncwarp();
-    } else {
-      sync_threads<kGroupThreads>(2 + column_group);
-    }
+    __syncthreads();
   }
 
-  // Tiles tile .. tile + kCount − 1 of the stage, whose first is `entry`; sums go to places `place` on.
-  template <int kCount>
-  __device__ __forceinline__ void multiply(int K, int tile, int place) {
-    const int n = K / 512;
-    const bool reads_x = g / 2 == q;
-    const uint8_t* b_at =
-        reads_x ? x + column_group * (K / 4) + q * 32 + g % 2 * 16 : shared.zeros + (g / 2 + 2) % 4 * 32;
-    const int b_step = reads_x ? 128 : 0;
-    const int piece = g % 2 * 2 + g / 2 % 2;
-    const int codes_in = piece * Tile::code_piece(K) + g / 4 * (K / 2) + column_group * 64 + q * 16;
-    const int scales_in =
-        Tile::scales_at(K) + piece * Tile::scale_piece(K) + g / 4 * (K / 16) + column_group * 8 + q * 2;
-    uint32_t codes[kCount], scales[kCount];
-    float sums[kCount] = {};
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const int at = entry + tile + i, slot = at % kEntries;
-      wait_barrier(shared_address(&shared.full[slot]), at / kEntries & 1);
-      codes[i] = ring + shared.offsets[slot] + codes_in;
-      scales[i] = ring + shared.offsets[slot] + scales_in;
-    }
-#pragma unroll 2
-    for (int j = 0; j < n / 2; ++j) {
-      const uint4 first = *reinterpret_cast<const uint4*>(b_at),
-                  second = *reinterpret_cast<const uint4*>(b_at + b_step);
-      b_at += 2 * b_step;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const uint4 c = load_shared16(codes[i]);
-        const float2 scale = decode_e4m3x2<0>(load_shared2(scales[i]));
-        codes[i] += 512;
-        scales[i] += 64;
-        multiply_block(sums[i], c.x, c.y, first, scale.x);
-        multiply_block(sums[i], c.z, c.w, second, scale.y);
-      }
-    }
-    if (n % 2 != 0) {
-      const uint4 b = *reinterpret_cast<const uint4*>(b_at);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const uint2 c = load_shared8(codes[i] - column_group * 32 - q * 8);
-        const float2 scale = decode_e4m3x2<0>(load_shared1(scales[i] - column_group * 4 - q));
-        multiply_block(sums[i], c.x, c.y, b, scale.x);
-      }
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      if (lane == 0) arrive(shared_address(&shared.empty[(entry + tile + i) % kEntries]));
-      const float sum = reduce_lanes<4>(sums[i], AddLanes{});
-      if (q == 0) shared.sums[half][place + i][column_group][g] = sum;
-    }
-  }
-
-  __device__ __forceinline__ float row_sum(int tile, int place) const {
-    float sum = shared.sums[half][tile][0][place];
-#pragma unroll
-    for (int i = 1; i < kColumnGroups; ++i) sum += shared.sums[half][tile][i][place];
+  __device__ __forceinline__ float row_sum(const float* sums, int units) const {
+    float sum = sums[0];
+#pragma unroll 4
+    for (int i = 1; i < units; ++i) sum += sums[i * Unit::kRows];
     return sum;
   }
 
-  // Output i of the block, of a tile whose sums are at place `tile`.
-  __device__ __forceinline__ float output(const ChainStage& stage, const Part& part, int i, int tile) {
+  // Output i of the block, where the sums of its tile's units are at `sums`.
+  __device__ __forceinline__ float output(const ChainStage& stage, int i, const float* sums) {
+    const int units = stage.K / Unit::kColumns;
     if (stage.swiglu) {
-      const float gate = row_sum(tile, Tile::place(0, i % 4)) * stage.factors[0];
-      const float up = row_sum(tile, Tile::place(1, i % 4)) * stage.factors[1];
+      const float gate = row_sum(sums + i % 4 * 2, units) * stage.factors[0];
+      const float up = row_sum(sums + i % 4 * 2 + 1, units) * stage.factors[1];
       return swiglu_value(bf16_to_f32(f32_to_bf16(gate)), bf16_to_f32(f32_to_bf16(up)));
     }
-    const int four = part.first + i / 4, matrix = (four >= stage.ends[0] ? 1 : 0) + (four >= stage.ends[1] ? 1 : 0);
-    float value = row_sum(tile, Tile::place(i / 4 % 2, i % 4)) * stage.factors[matrix];
+    const int tile = stage.first + i / 8, matrix = (tile >= stage.ends[0] ? 1 : 0) + (tile >= stage.ends[1] ? 1 : 0);
+    float value = row_sum(sums + i % 8, units) * stage.factors[matrix];
     if (stage.accumulate) {
-      value += bf16_to_f32(shared.own[i]);
-      shared.own[i] = f32_to_bf16(value);
+      value += bf16_to_f32(own[i]);
+      own[i] = f32_to_bf16(value);
     }
     return value;
   }
 
-  // The outputs of tiles [first, last) of the stage.
-  __device__ __forceinline__ void store(const ChainStage& stage, const Part& part, int index, int first, int last) {
-    const int log_tile = stage.swiglu ? 2 : 3, end = min(4 * part.fours, last << log_tile);  // outputs of a tile
-    for (int i = (first << log_tile) + thread; i - lane < end; i += kThreads) {
-      const float value = i < end ? output(stage, part, i, (i >> log_tile) - first) : 0.0f;
-      if (stage.y) {
-        if (i < end) stage.y[4 * part.first + i] = value;
-        continue;
-      }
+  // The outputs of the block's tiles [first, last) of the stage.
+  __device__ __forceinline__ void store(const ChainStage& stage, int index, int first, int last) {
+    const int log_rows = stage.swiglu ? 2 : 3, units = stage.K / Unit::kColumns;
+    for (int i = (first << log_rows) + thread; i - lane < last << log_rows; i += kThreads) {
+      const bool exists = i < last << log_rows;
+      const float* const sums = shared.sums[half] + ((i >> log_rows) - first) * units * Unit::kRows;
+      const float value = exists ? output(stage, i, sums) : 0.0f;
       const float after = __shfl_down_sync(0xffffffffu, value, 1);
-      if (i < end && i % 2 == 0) {
-        store_message(stage.messages + (4 * part.first + i) / 2, f32_to_bf16x2(value, after),
-                      first_tag + static_cast<uint32_t>(index));
+      if (!exists) continue;
+      const int at = (stage.first << log_rows) + i;
+      if (stage.messages && i % 2 == 0) {
+        store_message(stage.messages + at / 2, f32_to_bf16x2(value, after), first_tag + static_cast<uint32_t>(index));
+      }
+      if (!stage.y) continue;
+      if (stage.y_f32) {
+        static_cast<float*>(stage.y)[at] = value;
+      } else {
+        static_cast<uint16_t*>(stage.y)[at] = f32_to_bf16(value);
       }
     }
   }
 
-  __device__ __forceinline__ void run() {
+  __device__ __forceinline__ void run(uint32_t slots) {
+    const int g = lane / 4, q = lane % 4;
+    // The lanes 4g + q of columns g of b that belong to other lanes than q read zeros.
+    const bool reads_x = g / 2 == q;
+    const uint8_t* const lane_x = reads_x ? x + q * 32 + g % 2 * 16 : shared.zeros + (g / 2 + 2) % 4 * 32;
+    const int x_unit_bytes = reads_x ? Unit::kXBytes : 0;
+    Copies copies(stages, p.count, slots, warp, lane);
+#pragma unroll 1
+    for (int i = 0; i < Layout::kSlots; ++i) copies.template copy_next<Layout::kCopies>(i * Unit::kBytes);
+    int slot = 0;
+#pragma unroll 1
     for (int index = 0; index < p.count; ++index) {
-      const ChainStage& stage = shared.stages[index % 4];
-      const Part part(stage.ends[kChainMatrices - 1], stage.swiglu);
-      uint4 next;
-      const bool fetches = thread < static_cast<int>(sizeof(ChainStage) / sizeof(uint4)) && index + 1 < p.count;
-      if (fetches) next = reinterpret_cast<const uint4*>(p.stages + index + 1)[thread];
+      const ChainStage& stage = stages[index];
+      const int units = stage.K / Unit::kColumns, pass_tiles = kMostUnits / units, step = stage.step_units;
+      int i = warp, k = FirstUnit(stage, warp).k;  // the warp's next unit, of the block and of its tile
       stage_x(stage);
-      for (int first = 0; first < part.tiles; first += kMostTiles) {
-        const int last = min(part.tiles, first + kMostTiles);
-        for (int tile = first + row_group * kTiles; tile < last; tile += kRowGroups * kTiles) {
-          if (kTiles > 1 && tile + 1 < last) {
-            multiply<kTiles>(stage.K, tile, tile - first);
-          } else {
-            multiply<1>(stage.K, tile, tile - first);
-          }
+#pragma unroll 1
+      for (int first = 0; first < stage.tiles; first += pass_tiles) {
+        const int last = min(stage.tiles, first + pass_tiles);
+#pragma unroll 1
+        for (; i < last * units; i += kWarps) {
+          wait_copies<Layout::kSlots - 1>();
+          __syncwarp();
+          const uint32_t unit = slots + slot;
+          uint4 codes[Unit::kChunks];
+          uint32_t scales[Unit::kChunks / 2];
+#pragma unroll
+          for (int j = 0; j < Unit::kChunks; ++j)
+            codes[j] = load_shared16((unit + Unit::piece_at(g, q * Unit::kChunks)) ^ (j * 16));
+#pragma unroll
+          for (int j = 0; j < Unit::kChunks / 2; ++j)
+            scales[j] = load_shared4(unit + Unit::kScalesAt + lane * 2 * Unit::kChunks + j * 4);
+          __syncwarp();
+          copies.template copy_next<Layout::kCopies>(slot);
+          float sum = 0;
+          if constexpr (Layout::kProducts) sum = multiply_token<Unit>(codes, scales, lane_x + k * x_unit_bytes);
+          if (q == 0) shared.sums[half][(i - first * units) * Unit::kRows + g] = sum;
+          slot = slot + Unit::kBytes == Layout::kSlots * Unit::kBytes ? 0 : slot + Unit::kBytes;
+          k += step;
+          if (k >= units) k -= units;
         }
-        // Whoever reads this stage's predecessor, or the one before, has it in another place.
-        if (fetches && last == part.tiles) reinterpret_cast<uint4*>(&shared.stages[(index + 1) % 4])[thread] = next;
-        sync_threads<kThreads>(1);
-        store(stage, part, index, first, last);
+        __syncthreads();
+        store(stage, index, first, last);
         half ^= 1;
       }
-      entry += part.tiles;
     }
   }
 };
 
-#endif
-
-template <int kRowGroups>
-constexpr int kBlockThreads = 32 * (kColumnGroups * kRowGroups + 1);
-
 // computes   a chain of products of one token (ops/decode_chain.h)
 // moves      read Σ N·(K/2 + K/16) B once; from L2 4·K B a stage and block, write 4·N B            bound: memory
-// launch     grid one block a multiprocessor, all resident; block 8·kRowGroups warps that multiply and one that copies;
-//            smem a ring of tiles of 8 rows, x, sums                                        from sm_90 on
-// needs      K % 512 == 0, N % 4 == 0, weights 16-byte aligned
+// launch     grid one block a multiprocessor, all resident; block 32·kWarps, smem a ring of kSlots units a warp, x,
+//            partial sums, stages
+//            a block owns neighbouring tiles of each stage; their units are dealt to its warps in turn
+// needs      K % 512 == 0, N % 8 == 0, weights 16-byte aligned
 // numerics   weights and x exact; f32 sums in the order of the contract
 // measured   not yet
-template <int kRowGroups, int kTiles>
-__global__ void __launch_bounds__(kBlockThreads<kRowGroups>, 1) decode_chain_kernel(const __grid_constant__ Kernel p) {
-#if __CUDA_ARCH__ >= 900
+template <typename Layout>
+__global__ void __launch_bounds__(Layout::kThreads, 1) decode_chain_kernel(const __grid_constant__ Kernel p) {
   extern __shared__ __align__(128) uint8_t dynamic[];
-  using Multiplies = Consumer<kRowGroups, kTiles>;
-  using Memory = typename Multiplies::Memory;
-  auto& shared = *reinterpret_cast<Memory*>(dynamic);
-  uint8_t* const x = dynamic + (sizeof(Memory) + 127) / 128 * 128;
-  const uint32_t ring = shared_address(x + p.x_bytes);
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kEntries) {
-    init_barrier(shared_address(&shared.full[thread]), 1);
-    init_barrier(shared_address(&shared.empty[thread]), kColumnGroups);
-    publish_barriers();
-  }
-  if (thread < static_cast<int>(sizeof(ChainStage) / sizeof(uint4)))
-    reinterpret_cast<uint4*>(shared.stages)[thread] = reinterpret_cast<const uint4*>(p.stages)[thread];
-  if (thread < kZeroBytes / 4) reinterpret_cast<uint32_t*>(shared.zeros)[thread] = 0;
+  constexpr int kRingBytes = Layout::kSlots * Unit::kBytes;
+  auto& shared = *reinterpret_cast<Shared<Layout::kWarps>*>(dynamic + Layout::kWarps * kRingBytes);
+  auto* const own = reinterpret_cast<uint16_t*>(&shared + 1);
+  uint8_t* const x = reinterpret_cast<uint8_t*>(own) + p.own_bytes;
+  auto* const stages = reinterpret_cast<ChainStage*>(x + p.x_bytes);
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
+  const int first_own = first_tile(blockIdx.x, p.H / 8) * 8, owns = first_tile(blockIdx.x + 1, p.H / 8) * 8 - first_own;
+  for (int i = thread; i < p.count; i += Layout::kThreads) stages[i] = block_stage(p.stages[i], Layout::kWarps);
+  for (int i = thread; i < kZeroBytes<Unit> / 4; i += Layout::kThreads)
+    reinterpret_cast<uint32_t*>(shared.zeros)[i] = 0;
+  for (int i = thread; i < owns; i += Layout::kThreads) own[i] = __ldcg(p.h + first_own + i);
+  const uint32_t launch =
+      static_cast<uint32_t>(__ldcg(p.epoch)) * static_cast<uint32_t>(p.launches) + static_cast<uint32_t>(p.launch);
   __syncthreads();
-  if (thread >= Multiplies::kThreads) {
-    Producer<Multiplies::kWarps>{shared, ring, static_cast<uint32_t>(p.ring_bytes)}.run(p);
-  } else {
-    Multiplies(p, shared, x, ring).run();
-  }
-#endif
+  Block<Layout> block{p,      shared, own,        x, stages, launch * static_cast<uint32_t>(p.count) + 1,
+                      thread, warp,   thread % 32};
+  block.run(shared_address(dynamic + warp * kRingBytes));
+  __syncthreads();
+  for (int i = thread; i < owns; i += Layout::kThreads) p.h[first_own + i] = own[i];
 }
 
 int device_attribute(cudaDeviceAttr attribute) {
@@ -473,23 +390,37 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-template <int kRowGroups>
-int64_t fixed_bytes(const ChainPlan& plan) {
-  return (sizeof(Shared<kColumnGroups * kRowGroups>) + 127) / 128 * 128 + 2 * plan.K;
+// Shared memory of a launch: its parts, without the rings.
+struct Sizes {
+  int64_t own, x, all;
+};
+Sizes sizes_of(const ChainPlan& plan, int warps, int64_t blocks) {
+  Sizes sizes{};
+  sizes.own = (plan.H / 8 + blocks - 1) / blocks * 8 * 2;
+  sizes.x = 2 * plan.K;
+  const auto fixed = static_cast<int64_t>(warps > 16 ? sizeof(Shared<20>) : sizeof(Shared<16>));
+  sizes.all = fixed + sizes.own + sizes.x + static_cast<int64_t>(plan.stages.size() * sizeof(ChainStage));
+  return sizes;
 }
 
-template <int kRowGroups, int kTiles>
+int64_t blocks_of(const ChainTuning& tuning) {
+  const int64_t most = device_attribute(cudaDevAttrMultiProcessorCount);
+  return tuning.blocks ? std::min<int64_t>(most, tuning.blocks) : most;
+}
+
+// The longest rings that fit, of at least one unit.
+int fitting_slots(const ChainPlan& plan, int warps, int64_t blocks) {
+  const int64_t limit = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return static_cast<int>((limit - sizes_of(plan, warps, blocks).all) / (warps * Unit::kBytes));
+}
+
+template <typename Layout>
 void launch(const ChainCuda& args, cudaStream_t stream) {
+  static_assert(sizeof(Shared<Layout::kWarps>) % 16 == 0);
   const ChainPlan& plan = *args.plan;
-  const auto kernel = decode_chain_kernel<kRowGroups, kTiles>;
-  const int64_t fixed = fixed_bytes<kRowGroups>(plan);
-  int64_t ring = (device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - fixed) / 128 * 128;
-  if (args.tuning.ring_bytes) ring = std::min(ring, args.tuning.ring_bytes / 128 * 128);
-  // What a warp waits for at once, and one more tile, because a tile that does not fit at the ring's end leaves it out.
-  if (ring < (kTiles + 1) * int64_t{Tile::bytes(static_cast<int>(plan.K))}) {
-    fail(Code::kUnsupported, "a chain over %lld columns does not fit the shared memory of this device",
-         static_cast<long long>(plan.K));
-  }
+  const auto kernel = decode_chain_kernel<Layout>;
+  const int64_t blocks = blocks_of(args.tuning);
+  const Sizes sizes = sizes_of(plan, Layout::kWarps, blocks);
   Kernel p{};
   p.stages = args.stages;
   p.epoch = args.epoch;
@@ -497,21 +428,20 @@ void launch(const ChainCuda& args, cudaStream_t stream) {
   p.h = args.h;
   p.norm_eps = args.norm_eps;
   p.count = static_cast<int>(plan.stages.size());
+  p.launch = args.launch;
+  p.launches = args.launches;
   p.H = static_cast<int>(plan.H);
-  p.x_bytes = static_cast<int>(2 * plan.K);
-  p.ring_bytes = static_cast<int>(ring);
-  const auto bytes = static_cast<int>(fixed + ring);
+  p.own_bytes = static_cast<int>(sizes.own);
+  p.x_bytes = static_cast<int>(sizes.x);
+  const auto bytes = static_cast<int>(sizes.all + Layout::kWarps * Layout::kSlots * Unit::kBytes);
   QN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  int64_t blocks = std::min<int64_t>(device_attribute(cudaDevAttrMultiProcessorCount), plan.fours);
-  if (args.tuning.blocks) blocks = std::min<int64_t>(blocks, args.tuning.blocks);
-  if (plan.H / blocks + 4 > kMostOwn) fail(Code::kUnsupported, "a chain of %lld rows", static_cast<long long>(plan.H));
   // All blocks wait for each other's messages, so all must be resident, or none.
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kBlockThreads<kRowGroups>);
+  config.blockDim = dim3(Layout::kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(bytes);
   config.stream = stream;
   config.attrs = &attribute;
@@ -519,36 +449,56 @@ void launch(const ChainCuda& args, cudaStream_t stream) {
   QN_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, p));
 }
 
+template <int kWarps, int kSlots>
+void launch_work(const ChainCuda& args, cudaStream_t stream) {
+  switch (args.tuning.work) {
+    case ChainWork::kAll:
+      return launch<LayoutOf<kWarps, kSlots>>(args, stream);
+    case ChainWork::kNoCopies:
+      return launch<LayoutOf<kWarps, kSlots, false, true>>(args, stream);
+    case ChainWork::kNoProducts:
+      return launch<LayoutOf<kWarps, kSlots, true, false>>(args, stream);
+    case ChainWork::kNeither:
+      return launch<LayoutOf<kWarps, kSlots, false, false>>(args, stream);
+  }
+}
+
+constexpr int kWarpsChosen = 16, kMostSlots = 5;
+
 }  // namespace
 
 // --------------------------------------------------------------------------------------------------------------------
 
 const char* chain_obstacle_cuda(const ChainPlan& plan) {
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) return "compute capability below 9.0";
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 8) return "compute capability below 8.0";
   if (device_attribute(cudaDevAttrCooperativeLaunch) == 0) return "no cooperative launches";
-  const int64_t least = fixed_bytes<3>(plan) + 2 * int64_t{Tile::bytes(static_cast<int>(plan.K))};
-  if (device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) < least) return "too little shared memory";
+  if (fitting_slots(plan, kWarpsChosen, blocks_of({})) < 2) return "too little shared memory";
   return nullptr;
 }
 
 void chain_cuda(const ChainCuda& args, CudaStream stream) {
   if (args.plan->stages.empty()) return;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const int row_groups = args.tuning.row_groups ? args.tuning.row_groups : 2;
-  const int tiles = args.tuning.tiles ? args.tuning.tiles : 1;
-  switch (10 * row_groups + tiles) {
-    case 11:
-      return launch<1, 1>(args, cuda_stream);
-    case 12:
-      return launch<1, 2>(args, cuda_stream);
-    case 21:
-      return launch<2, 1>(args, cuda_stream);
-    case 22:
-      return launch<2, 2>(args, cuda_stream);
-    case 31:
-      return launch<3, 1>(args, cuda_stream);
+  const int warps = args.tuning.warps ? args.tuning.warps : kWarpsChosen;
+  const int fitting = fitting_slots(*args.plan, warps, blocks_of(args.tuning));
+  const int most = args.tuning.slots ? args.tuning.slots : warps == kWarpsChosen ? kMostSlots : 4;
+  const int slots = std::min(fitting, most);
+  switch (10 * warps + slots) {
+    case 162:
+      return launch<LayoutOf<16, 2>>(args, cuda_stream);
+    case 163:
+      return launch<LayoutOf<16, 3>>(args, cuda_stream);
+    case 164:
+      return launch<LayoutOf<16, 4>>(args, cuda_stream);
+    case 165:
+      return launch_work<16, 5>(args, cuda_stream);
+    case 203:
+      return launch<LayoutOf<20, 3>>(args, cuda_stream);
+    case 204:
+      return launch<LayoutOf<20, 4>>(args, cuda_stream);
     default:
-      fail(Code::kInternal, "no chain of %d row groups, %d tiles", row_groups, tiles);
+      fail(Code::kUnsupported, "a chain over %lld columns in blocks of %d warps, %d units each, on this device",
+           static_cast<long long>(args.plan->K), warps, slots);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "ops/bf16x8_cuda.h"
 #include "ops/e2m1_mma_cuda.h"
 #include "ops/group_reduce_cuda.h"
+#include "ops/nvfp4_unit_cuda.h"
 #include "ops/swiglu_cuda.h"
 
 namespace qn {
@@ -22,10 +23,7 @@ namespace {
 constexpr int kNormWarps = 16;   // at most, of a row's sum of squares
 constexpr int kNormVectors = 4;  // of eight columns, at most, of a lane: rows of up to 16,384
 
-// One token: sums are of e2m1 · kE2M1Unit, e4m3 · kE4M3Unit and x · 2^64, so that neither codes nor their products with
-// small x leave the normal numbers. Several: of x and weights · kWeightUnit. The store repays either.
-constexpr float kXScale = 0x1p64f;
-constexpr float kTokenSumScale = 1.0f / kXScale / kE2M1Unit / kE4M3Unit;
+// Sums of several tokens are of x and weights · kWeightUnit.
 constexpr float kTokensSumScale = 1.0f / kWeightUnit;
 
 struct Plane {
@@ -58,30 +56,6 @@ struct Kernel {
   bool y_f32, accumulate, swiglu;
   bool fill_early;  // weights are fetched before the previous kernel is waited for
   GemvTrigger trigger;
-};
-
-// A unit is kRows rows of a tile of 128 · kChunks columns: what a warp copies and multiplies at a time. In shared
-// memory: codes, row by row, the 16-byte pieces of a row permuted so that the lanes of a read touch all banks; then
-// scales, row by row. Lane 4g + q multiplies columns [q, q + 1) · 32 · kChunks of row g (and g + 8).
-template <int kTileRows, int kChunkCount>
-struct UnitOf {
-  static constexpr int kRows = kTileRows;
-  static constexpr int kChunks = kChunkCount;
-  static constexpr int kColumns = 128 * kChunks;
-  static constexpr int kRowBytes = kColumns / 2, kRowScales = kColumns / 16;
-  static constexpr int kScalesAt = kRows * kRowBytes;
-  static constexpr int kBytes = kScalesAt + kRows * kRowScales;
-  static constexpr int kRowLanes = kRowBytes / 16;     // that copy a row of codes
-  static constexpr int kCopyRows = 32 / kRowLanes;     // of one copy of the warp
-  static constexpr int kScaleLanes = kRowScales / 16;  // that copy a row of scales
-  static constexpr int kXBytes = kColumns * 2;         // of one token
-  static_assert((kChunks == 2 || kChunks == 4) && (kRows == 8 || kRows == 16));
-
-  // Of one row, pieces j of kChunks that follow a multiple of them are at the first's place ^ 16 · j.
-  static __device__ __forceinline__ int piece_at(int row, int piece) {
-    const int moved = kChunks == 4 ? piece ^ (piece >> 3 & 1) ^ ((row & 1) << 1) : piece ^ (row & 1);
-    return row * kRowBytes + moved * 16;
-  }
 };
 
 // What is compiled apart. One token takes eight rows at a time with two blocks resident where they overlap; several
@@ -263,26 +237,19 @@ __device__ __forceinline__ uint4 paired(uint4 v) {
           __byte_perm(v.y, v.w, 0x7632)};
 }
 
-// By kXScale.
-__device__ __forceinline__ uint32_t scale_x(uint32_t pair) { return multiply_bf16x2(pair, 0x5f805f80u); }
-
-// Eight columns of x in shared memory. One token: x · 2^64 as the operand b of multiply_tiles: lane 4g + q multiplies
-// with column g of b, of which columns 2q and 2q + 1 belong to the lanes q: they hold code pairs (0, 4), (1, 5) and (2,
-// 6), (3, 7) of eight columns of x; the other lanes of q read zeros. Of each piece of 32 columns, half i holds eights
-// 2i and 2i + 1: [unit][piece of a lane j][half i][q][column of b, 2q + h] 16 bytes, so that the eight lanes read 128
-// in a row. Several tokens: [unit][piece of a lane j][eight][token][q] 16 bytes, and lane 4g + q reads token g's.
+// Eight columns of x in shared memory. One token: token_eight_at. Several: [unit][piece of a lane j][eight][token][q]
+// 16 bytes, and lane 4g + q reads token g's.
 template <typename Layout>
 __device__ __forceinline__ void stage_eight(uint8_t* staged, const Kernel& p, int token, int at, uint4 bits) {
-  constexpr int kChunks = Layout::Unit::kChunks;
-  const int word = at % 4, piece = at / 4;
-  const int j = piece % kChunks, q = piece / kChunks % 4, unit = piece / kChunks / 4;
-  uint4 v = paired(bits);
+  const uint4 v = paired(bits);
   if constexpr (Layout::kOneToken) {
-    v = {scale_x(v.x), scale_x(v.y), scale_x(v.z), scale_x(v.w)};
-    uint8_t* to = staged + (((unit * kChunks + j) * 2 + word / 2) * 8 + q * 2) * 16 + word % 2 * 8;
-    *reinterpret_cast<uint2*>(to) = {v.x, v.y};
-    *reinterpret_cast<uint2*>(to + 16) = {v.z, v.w};
+    uint8_t* const to = staged + token_eight_at<typename Layout::Unit>(at);
+    *reinterpret_cast<uint2*>(to) = {scale_x(v.x), scale_x(v.y)};
+    *reinterpret_cast<uint2*>(to + 16) = {scale_x(v.z), scale_x(v.w)};
   } else {
+    constexpr int kChunks = Layout::Unit::kChunks;
+    const int word = at % 4, piece = at / 4;
+    const int j = piece % kChunks, q = piece / kChunks % 4, unit = piece / kChunks / 4;
     *reinterpret_cast<uint4*>(staged + ((((unit * kChunks + j) * 4 + word) * p.T + token) * 4 + q) * 16) = v;
   }
 }
@@ -322,32 +289,6 @@ __device__ __forceinline__ void stage_x(uint8_t* staged, const float (*norm_sums
       stage(at, bits, weight);
     }
   }
-}
-
-template <typename Unit>
-constexpr int kZeroBytes = Unit::kXBytes + 128;  // what lanes without a column of b read: columns of a unit, any bank
-
-// The unit's sum for one token and the lane's row, over all lanes of the row. `x` is the lane's place in the staged
-// unit.
-template <typename Unit>
-__device__ __forceinline__ float multiply_token(const uint4 (&codes)[Unit::kChunks],
-                                                const uint32_t (&scales)[Unit::kChunks / 2], const uint8_t* x) {
-  float sum = 0;
-#pragma unroll
-  for (int j = 0; j < Unit::kChunks; ++j) {
-    const float2 scale = j % 2 == 0 ? decode_e4m3x2<0>(scales[j / 2]) : decode_e4m3x2<2>(scales[j / 2]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint4 low = e2m1x8_to_bf16(half == 0 ? codes[j].x : codes[j].z);
-      const uint4 high = e2m1x8_to_bf16(half == 0 ? codes[j].y : codes[j].w);
-      const uint4 b = *reinterpret_cast<const uint4*>(x + (j * 2 + half) * 128);
-      // Rows g of a are pairs (0, 4), (1, 5) for column 2q of b, rows g + 8 the others for column 2q + 1.
-      float4 product = multiply_tiles({low.x, low.z, low.y, low.w}, {b.x, b.y}, {0, 0, 0, 0});
-      product = multiply_tiles({high.x, high.z, high.y, high.w}, {b.z, b.w}, product);
-      sum = fmaf(product.x + product.w, half == 0 ? scale.x : scale.y, sum);
-    }
-  }
-  return reduce_lanes<4>(sum, AddLanes{});
 }
 
 // The unit's sums for tokens 2q, 2q + 1 and rows g, g + 8 of lane 4g + q: {(g, 2q), (g, 2q + 1), (g + 8, 2q), …}. `x`

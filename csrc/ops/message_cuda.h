@@ -12,21 +12,25 @@ __device__ __forceinline__ void store_message(uint64_t* to, uint32_t pair, uint3
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
 }
 
-// Four words, 32-byte aligned: eight bf16 to `bits`. Whether all have the tag.
-__device__ __forceinline__ bool load_messages(uint4& bits, const uint64_t* from, uint32_t tag) {
-  uint64_t word[4];
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(word[0]), "=l"(word[1]) : "l"(from) : "memory");
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-               : "=l"(word[2]), "=l"(word[3])
-               : "l"(from + 2)
-               : "memory");
-  bits = {static_cast<uint32_t>(word[0]), static_cast<uint32_t>(word[1]), static_cast<uint32_t>(word[2]),
-          static_cast<uint32_t>(word[3])};
-  uint32_t wrong = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) wrong |= static_cast<uint32_t>(word[i] >> 32) ^ tag;
-  return wrong == 0;
-}
+// Two neighbouring words, 16-byte aligned: four bf16.
+struct TwoMessages {
+  uint64_t first = 0, second = 0;
+
+  // Unless `wanted`, nothing is read. Does not wait, so that several may be on their way.
+  __device__ __forceinline__ void load(const uint64_t* from, bool wanted) {
+    asm volatile(
+        "{\n.reg .pred wanted;\nsetp.ne.b32 wanted, %3, 0;\n@wanted ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];\n}"
+        : "+l"(first), "+l"(second)
+        : "l"(from), "r"(wanted ? 1 : 0)
+        : "memory");
+  }
+  __device__ __forceinline__ bool have(uint32_t tag) const {
+    return ((static_cast<uint32_t>(first >> 32) ^ tag) | (static_cast<uint32_t>(second >> 32) ^ tag)) == 0;
+  }
+  __device__ __forceinline__ uint2 bits() const {
+    return {static_cast<uint32_t>(first), static_cast<uint32_t>(second)};
+  }
+};
 
 // A wait for a message this often in vain, seconds, is an error in the program: the kernel ends with one too.
 constexpr int kMostPolls = 1 << 24;

@@ -20,6 +20,7 @@ import {
   tokensOf,
   top,
   untiedConfig,
+  wideConfig,
 } from '../support/gpu'
 import { expectSameBytes, seededValues } from '../support/native-ops'
 import { expectSimilar } from '../support/similarity'
@@ -248,14 +249,18 @@ describeOnGpu('the key/value cache', () => {
     expectSameBytes(await cachedLogits(model, [1, 2], cache), await cachedLogits(model, [1, 2], fresh))
   })
 
-  const collect = async (options: Parameters<typeof model.generate>[1], prompt = tokensOf(20)) => {
+  const collect = async (options: Parameters<typeof model.generate>[1], prompt = tokensOf(20), from = model) => {
     const tokens = []
-    for await (const token of model.generate(prompt, { maxRepeats: 0, ...options })) tokens.push(token)
+    for await (const token of from.generate(prompt, { maxRepeats: 0, ...options })) tokens.push(token)
     return tokens
   }
 
-  test('generates greedily what stepping by hand chooses', async () => {
-    const produced = await collect({ maxTokens: 70 })
+  test.each([
+    ['', gpuConfig],
+    [', with rows of 512', wideConfig],
+  ])('generates greedily what stepping by hand chooses%s', async (_, config) => {
+    await using model = await gpuModel({}, config)
+    const produced = await collect({ maxTokens: 70 }, tokensOf(20), model)
     await using cache = model.createKvCache({ maxTokens: 100 })
     let logits = await cachedLogits(model, tokensOf(20), cache)
     for (const [i, { id }] of produced.entries()) {

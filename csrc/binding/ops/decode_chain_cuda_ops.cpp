@@ -1,9 +1,10 @@
 // Chains of products of one token on device 0 from host arrays, bf16 as Uint16Array, and for benchmarks:
-//   decodeChainCuda(outputs[], products[], x, h | null, { launches?: 1, layout })
-//                products: { weights[], source, norm?, swiglu?, accumulate?, f32? }; outputs of f32 Float32Array
+//   decodeChainCuda(outputs[], products[], x, h | null, { launches?: 1, layout })   h in and out, the same before each
+//                products: { weights[], source, norm?, swiglu?, accumulate?, f32?, plain? }; outputs of f32
+//                Float32Array; of plain they are y, else what the messages say
 //   decodeChainCudaTime({ layers, H, Q, KV, F, V, independent?, variants: layout[] }, replays)
 //                µs of the embedding and products of a token, on random data, without attention: o reads q, of Q rows;
-//                independent: every product reads what was there before
+//                independent: every product reads what was there before; of a layout also work: an index of ChainWork
 //   decodeChainObstacleCuda(products[])   a reason, or ''
 // layout stands for the fields of ChainTuning.
 #include <algorithm>
@@ -26,8 +27,8 @@ Napi::Value member(const Napi::Value& options, const char* name) {
 }
 
 ChainTuning tuning_of(const Napi::Value& options) {
-  return {static_cast<int>(option(options, "rowGroups")), static_cast<int>(option(options, "tiles")),
-          option(options, "ringBytes"), static_cast<int>(option(options, "blocks"))};
+  return {static_cast<int>(option(options, "warps")), static_cast<int>(option(options, "slots")),
+          static_cast<int>(option(options, "blocks")), static_cast<ChainWork>(option(options, "work"))};
 }
 
 CudaBuffer zeros(int64_t bytes) {
@@ -43,7 +44,7 @@ CudaBuffer upload(const ChainPlan& plan) {
 // Products of host arrays, their weights and outputs on the device.
 struct Products {
   std::vector<DeviceWeight> weights;
-  std::vector<CudaBuffer> norms, outputs;
+  std::vector<CudaBuffer> norms, outputs, messages;
   std::vector<int64_t> counts;  // of outputs
   std::vector<ChainProduct> products;
 
@@ -72,19 +73,22 @@ struct Products {
       product.norm = norms.back().as<float>();
     }
     counts.push_back(count);
-    outputs.push_back(zeros(count * 4));  // f32, or half as many words of 8 bytes
-    if (flag(member(from, "f32"))) {
-      product.y = outputs.back().as<float>();
-    } else {
-      product.messages = outputs.back().as<uint64_t>();
-    }
+    product.y_f32 = flag(member(from, "f32"));
+    CudaBuffer y, words;
+    if (product.y_f32 || flag(member(from, "plain"))) y = zeros(count * (product.y_f32 ? 4 : 2));
+    if (!product.y_f32) words = zeros(count * 4);
+    product.y = y.as<void>();
+    product.messages = words.as<uint64_t>();
+    outputs.push_back(std::move(y));
+    messages.push_back(std::move(words));
     products.push_back(product);
   }
 
   void download(size_t i, const Napi::Value& to) const {
-    if (products[i].y) return outputs[i].download(array_data<float>(to));
+    if (products[i].y_f32) return outputs[i].download(array_data<float>(to));
+    if (products[i].y) return outputs[i].download(array_data<uint16_t>(to));
     std::vector<uint64_t> words(static_cast<size_t>(counts[i] / 2));
-    outputs[i].download(words.data());
+    messages[i].download(words.data());
     auto* const values = array_data<uint16_t>(to);
     for (size_t w = 0; w < words.size(); ++w) {
       values[2 * w] = static_cast<uint16_t>(words[w]);
@@ -101,8 +105,7 @@ void run_chain(const Napi::CallbackInfo& info) {
   const ChainPlan plan = plan_chain(given.products);
   if (const char* obstacle = chain_obstacle_cuda(plan)) fail(Code::kUnsupported, "%s", obstacle);
   const CudaBuffer stages = upload(plan);
-  CudaBuffer h, epoch(4);
-  if (info[3].IsTypedArray()) h = on_device(array_data<uint16_t>(info[3]), plan.H * 2);
+  CudaBuffer h(std::max<int64_t>(plan.H * 2, 16)), epoch(4);
   ChainCuda args{};
   args.plan = &plan;
   args.stages = stages.as<ChainStage>();
@@ -113,8 +116,10 @@ void run_chain(const Napi::CallbackInfo& info) {
   args.tuning = tuning_of(options);
   for (int32_t i = 0; i < option(options, "launches", 1); ++i) {
     epoch.upload(&i);
+    if (plan.H > 0) h.upload(array_data<uint16_t>(info[3]));
     chain_cuda(args, nullptr);
   }
+  if (plan.H > 0) h.download(array_data<uint16_t>(info[3]));
   for (uint32_t i = 0; i < outputs.Length(); ++i) given.download(i, outputs.Get(i));
 }
 
@@ -131,7 +136,7 @@ struct TimedChain {
   int64_t layers, H, Q, KV, F, V;
   bool independent;
   WeightRing qkv, o, gate_up, down, head;
-  CudaBuffer norm, x, position, id, cosines, sines, qkv_words, o_words, act_words, down_words, logits, stages;
+  CudaBuffer norm, x, h, position, id, cosines, sines, qkv_words, o_words, act_words, down_words, logits, stages;
   ChainPlan plan;
 
   explicit TimedChain(const Napi::Value& dims)
@@ -149,6 +154,7 @@ struct TimedChain {
         head(V, H, 1),
         norm(ones(H)),
         x(random_bf16(std::max({H, Q, F}))),
+        h(random_bf16(H)),
         position(zeros(4)),
         id(zeros(4)),
         cosines(kHeadDim * 2),
@@ -191,6 +197,7 @@ struct TimedChain {
     last.norm = norm.as<float>();
     last.messages = nullptr;
     last.y = logits.as<float>();
+    last.y_f32 = true;
     return list;
   }
 
@@ -199,7 +206,8 @@ struct TimedChain {
     args.plan = &plan;
     args.stages = stages.as<ChainStage>();
     args.epoch = position.as<int32_t>();
-    args.x = args.h = x.as<uint16_t>();
+    args.x = x.as<uint16_t>();
+    args.h = h.as<uint16_t>();
     args.norm_eps = 1e-6f;
     args.tuning = tuning_of(variant);
     WeightView embedding;
