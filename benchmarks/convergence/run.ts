@@ -1,7 +1,7 @@
 /**
  * Our trainer beside PyTorch: the same initial weights, batches and rates in every arm of runs.ts, several processes a GPU.
  *
- *   npm run bench:convergence -- [--plan full|check|ideas] [--size 25m|check|tiny] [--gpus 0,1] [--slots 4]
+ *   npm run bench:convergence -- [--plan full|check] [--size 25m|check|tiny] [--gpus 0,1] [--slots 4]
  *     [--seeds 1,2,3] [--seconds 480] [--out FOLDER] [--device cuda:0] [--python python3]
  *
  * Needs python3 with torch and transformers; text and weights are made in a temporary folder (prepare.py). OUT gets results.jsonl,
@@ -127,9 +127,8 @@ async function main(): Promise<void> {
   if (prepared.status !== 0) throw new Error(`prepare.py ended with ${prepared.status}`)
   console.log(`${Math.round(elapsed())} s prepared; ${gpus.length} x ${values.slots} processes`)
   const seeds = values.seeds.split(',').map(Number)
-  const planned = new Map(plan!(size!).map((run) => [run.id, run])) // a plan may ask for a run twice
   await executeAll(
-    [...planned.values()].filter(({ seed }) => seeds.includes(seed)),
+    plan!(size!).filter(({ seed }) => seeds.includes(seed)),
     gpus,
   )
   const text = tables(lines)

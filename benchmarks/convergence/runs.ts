@@ -37,7 +37,6 @@ export interface Arm {
   optimizer?: OptimizerOptions
   clip?: Run['clip']
   state?: Run['state']
-  betas?: [number, number]
 }
 
 const nvfp4: LoadOptions = { weights: 'nvfp4' }
@@ -57,7 +56,6 @@ export const arms: Record<string, Arm> = {
   [reference]: ours('NVFP4 with fp32 masters, fp32 moments', nvfp4, { weights: 'fp32', moments: 'fp32' }),
   'moments-nvfp4': ours('NVFP4 with fp32 masters, **NVFP4 moments**', nvfp4, { weights: 'fp32', moments: 'nvfp4' }),
   'moments-int8': ours('NVFP4 with fp32 masters, int8 moments', nvfp4, { weights: 'fp32', moments: 'int8' }),
-  'dense-moments-nvfp4': ours('fp32 weights, NVFP4 moments', { weights: 'fp32' }, { moments: 'nvfp4' }),
   residual: ours('**NVFP4 + residual**, NVFP4 moments', nvfp4, { weights: 'nvfp4+residual', moments: 'nvfp4' }),
   'residual-aside': ours('NVFP4 + residual that the forward pass does not see, NVFP4 moments', nvfp4, {
     weights: 'nvfp4+residual',
@@ -68,20 +66,6 @@ export const arms: Record<string, Arm> = {
   'nvfp4-int8': ours('NVFP4, int8 moments', nvfp4, { weights: 'nvfp4', moments: 'int8' }),
   'nvfp4-fp32': ours('NVFP4, fp32 moments', nvfp4, { weights: 'nvfp4', moments: 'fp32' }),
   prior: { title: "the prior system's recipe, in PyTorch", program: 'peer', state: 'prior' },
-  'nvfp4-four-over-six': ours(
-    'everything NVFP4, first scales by four-over-six',
-    { weights: 'nvfp4', scaleRule: 'four-over-six' },
-    { weights: 'nvfp4', moments: 'nvfp4' },
-  ),
-  'nvfp4-dense-embedding': ours(
-    'everything NVFP4 but an fp32 embedding and head',
-    { weights: 'nvfp4', embedding: 'as-stored' },
-    { weights: 'nvfp4', moments: 'nvfp4' },
-  ),
-  'nvfp4-beta95': {
-    ...ours('everything NVFP4, β₁ .95', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
-    betas: [0.95, 0.95],
-  },
   'dense-exact-clip': {
     ...ours('fp32 weights and moments, clipped by their own norm', { weights: 'fp32' }, { moments: 'fp32' }),
     clip: 'exact',
@@ -90,21 +74,9 @@ export const arms: Record<string, Arm> = {
     ...ours('fp32 masters and moments, clipped by their own norm', nvfp4, { weights: 'fp32', moments: 'fp32' }),
     clip: 'exact',
   },
-  'nvfp4-exact-clip': {
-    ...ours('everything NVFP4, clipped by their own norm', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
-    clip: 'exact',
-  },
-  'nvfp4-slow-v': {
-    ...ours('everything NVFP4, β₂ .99', nvfp4, { weights: 'nvfp4', moments: 'nvfp4' }),
-    betas: [0.9, 0.99],
-  },
-  'straight-through-beta95': {
-    ...ours('fp32 masters and moments, β₁ .95', nvfp4, { weights: 'fp32', moments: 'fp32' }),
-    betas: [0.95, 0.95],
-  },
 }
 
-/** Arms of every rate; the others are run at one rate, or are ideas that were measured. */
+/** Arms of every rate and seed. */
 const main = [reference, 'moments-nvfp4', 'residual', 'nvfp4', 'dense']
 
 export interface Size {
@@ -133,18 +105,18 @@ const MIDDLE = 1e-3
 const source = 'trained'
 
 const scratch = (size: Size, arm: string, lr: number, seed = 1): Run => {
-  const { title: _, betas = [0.9, 0.95], ...how } = arms[arm]!
+  const { title: _, ...how } = arms[arm]!
   const id = `scratch ${arm} ${lr} ${seed}`
   const common = { task: 'scratch' as const, from: `init-${seed}`, text: 'python', weightDecay: 0.1, ...size.scratch }
   const save = arm === 'peer' && lr === MIDDLE && seed === 1 ? { save: source } : {}
-  return { id, arm, lr, seed, betas, ...common, ...how, ...save }
+  return { id, arm, lr, seed, betas: [0.9, 0.95], ...common, ...how, ...save }
 }
 
 const tuning = (size: Size, arm: string, lr: number, seed = 1): Run => {
-  const { title: _, betas, ...how } = arms[arm]!
+  const { title: _, ...how } = arms[arm]!
   const id = `tuning ${arm} ${lr} ${seed}`
   const common = { task: 'tuning' as const, from: source, text: 'headers', weightDecay: 0, ...size.tuning }
-  return { id, arm, lr, seed, betas: [betas?.[0] ?? 0.9, 0.999], ...common, ...how }
+  return { id, arm, lr, seed, betas: [0.9, 0.999], ...common, ...how }
 }
 
 const each = <T>(list: readonly T[], make: (item: T) => Run[]): Run[] => list.flatMap(make)
@@ -167,20 +139,8 @@ export const plans: Record<string, (size: Size) => Run[]> = {
     ...each([1e-4, 1e-5], (lr) => each(['prior', 'residual-aside', 'nvfp4-int8'], (arm) => [tuning(size, arm, lr)])),
     ...each([2, 3], (seed) => each(main, (arm) => [scratch(size, arm, MIDDLE, seed)])),
     ...each([2, 3], (seed) => each(main, (arm) => [tuning(size, arm, 3e-5, seed)])),
-    ...plans['ideas']!(size),
-  ],
-  ideas: (size) => [
-    ...each([MIDDLE, 2e-3], (lr) => [scratch(size, reference, lr)]),
-    ...each(['nvfp4', reference], (arm) => [scratch(size, arm, 4e-3)]),
     scratch(size, 'nvfp4-fp32', MIDDLE),
-    ...each(['nvfp4-beta95', 'nvfp4-dense-embedding', 'nvfp4-slow-v', 'nvfp4-exact-clip'], (arm) => [
-      scratch(size, arm, MIDDLE),
-    ]),
-    scratch(size, 'nvfp4-beta95', 2e-3),
-    scratch(size, 'residual-aside', 2e-3),
-    scratch(size, 'nvfp4-int8', 2e-3),
-    scratch(size, 'nvfp4-four-over-six', MIDDLE),
-    scratch(size, 'straight-through-beta95', MIDDLE),
-    scratch(size, 'dense-moments-nvfp4', MIDDLE),
+    ...each(['residual-aside', 'nvfp4-int8'], (arm) => [scratch(size, arm, 2e-3)]),
+    ...each(['nvfp4', reference], (arm) => [scratch(size, arm, 4e-3)]),
   ],
 }
