@@ -23,9 +23,12 @@ export function settingsOf(plan: TrainerPlan, schedule: SchedulePlan, optimizer:
     epochs: plan.epochs === Infinity ? null : plan.epochs,
     ...schedule,
     maxGradNorm: plan.maxGradNorm ?? null,
+    skipLossFactor: plan.skipLossFactor ?? null,
+    skipNormFactor: plan.skipNormFactor ?? null,
+    loss: plan.teacher ? 'hidden-l1' : 'cross-entropy',
     ...adamw,
     roundingSeed: String(roundingSeed),
-    gradients: plan.accumulate > 1 ? gradients.format : null,
+    gradients: plan.keepsGradients ? gradients.format : null,
     trainable: `${trainable.length} parameters, ${hash(trainable.join('\n'))}`,
   }
   // A constant rate does not know how long the run is.

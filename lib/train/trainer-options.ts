@@ -39,6 +39,20 @@ export interface TrainerOptions
    * step before: see TrainStepOptions. Default: 1.
    */
   maxGradNorm?: number
+  /** Leave out steps whose loss is above this many times the mean of the last 32, above 1. Default: none. */
+  skipLossFactor?: number
+  /**
+   * Leave out steps whose gradient norm is above this many times the mean of the last 32, above 1. Gradients are then kept
+   * until the update, as with accumulation, and clipped by their own norm. Default: none.
+   */
+  skipNormFactor?: number
+  /**
+   * 'hidden-l1' trains the final hidden states towards those of `teacher`, by the mean of |difference|, for debugging;
+   * the validation loss stays a cross-entropy. Default: 'cross-entropy'.
+   */
+  loss?: 'cross-entropy' | 'hidden-l1'
+  /** A model of the same vocabulary and hidden size, which does not train. */
+  teacher?: Qwen3Nvfp4Model
   /** What the backward pass computes again; see LossOptions. Default: 'all'. */
   recompute?: Recompute
 

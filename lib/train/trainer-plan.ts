@@ -35,6 +35,12 @@ export interface TrainerPlan {
   schedule: ScheduleOptions
   maxGradNorm?: number
   recompute: Recompute
+  skipLossFactor?: number
+  skipNormFactor?: number
+  /** Whether steps are not fused. */
+  keepsGradients: boolean
+  /** Of the loss 'hidden-l1'. */
+  teacher?: Qwen3Nvfp4Model
   batches: Omit<BatchOptions, 'from' | 'epochs' | 'signal'>
   validation?: BatchSource
   /** Infinity: at the end only. So are the others. */
@@ -80,6 +86,10 @@ const optionNames: (keyof TrainerOptions)[] = [
   'decayNorms',
   'maxGradNorm',
   'recompute',
+  'skipLossFactor',
+  'skipNormFactor',
+  'loss',
+  'teacher',
   'validation',
   'evalEvery',
   'earlyStop',
@@ -115,6 +125,10 @@ export function checkTrainerOptions(options: TrainerOptions): TrainerPlan {
     schedule: checkSchedule(given),
     maxGradNorm: checkMaxGradNorm(given.maxGradNorm),
     recompute: checkOneOf<Recompute>('recompute', given.recompute ?? 'all', ['all', 'cheap', 'none']),
+    skipLossFactor: checkFactor('skipLossFactor', given.skipLossFactor),
+    skipNormFactor: checkFactor('skipNormFactor', given.skipNormFactor),
+    teacher: checkTeacher(given),
+    keepsGradients: (given.accumulate ?? 1) > 1 || given.skipNormFactor !== undefined || given.teacher !== undefined,
     batches: checkBatches(given),
     ...checkWatching(given),
     ...checkFiles(given),
@@ -151,6 +165,23 @@ function checkSchedule({ lr, schedule, warmupSteps, minLr, decaySteps, steps }: 
 /** undefined: no clipping. */
 function checkMaxGradNorm(norm = 1): number | undefined {
   return norm === Infinity ? undefined : checkNumber('maxGradNorm', norm, { above: 0 })
+}
+
+const checkFactor = (name: string, factor: number | undefined): number | undefined =>
+  factor === undefined ? undefined : checkNumber(name, factor, { above: 1 })
+
+function checkTeacher({ model, loss = 'cross-entropy', teacher }: TrainerOptions): Qwen3Nvfp4Model | undefined {
+  if (checkOneOf('loss', loss, ['cross-entropy', 'hidden-l1']) === 'cross-entropy') {
+    if (teacher !== undefined) throw wrongValue("nothing with the loss 'cross-entropy'", 'teacher', teacher)
+    return undefined
+  }
+  if (typeof teacher?.forward !== 'function') throw wrongType("a model, with the loss 'hidden-l1',", 'teacher', teacher)
+  for (const size of ['hiddenSize', 'vocabSize'] as const) {
+    if (teacher.config[size] !== model.config[size]) {
+      throw wrongValue(`${model.config[size]}, as the model has,`, `teacher.config.${size}`, teacher.config[size])
+    }
+  }
+  return teacher
 }
 
 function checkOptimizer(given: TrainerOptions): TrainerPlan['optimizer'] {

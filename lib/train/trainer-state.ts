@@ -19,6 +19,7 @@ export interface SavedProgress {
   evaluatedStep: number
   sampledStep: number
   recentLosses: readonly number[]
+  recentNorms: readonly number[]
   best: EarlyStopState
   history: LossHistoryState
   validations: StepLoss[]
@@ -37,6 +38,7 @@ export class TrainerState {
   evaluatedStep = 0
   sampledStep = 0
   readonly recentLosses = new RecentMean()
+  readonly recentNorms = new RecentMean()
   readonly best = new BestLoss()
   readonly history = new LossHistory()
   validations: StepLoss[] = []
@@ -48,15 +50,17 @@ export class TrainerState {
     return {
       ...{ step, cursor, lrSum, skippedSteps, truncatedSamples, evaluatedStep, sampledStep, validations },
       recentLosses: this.recentLosses.state,
+      recentNorms: this.recentNorms.state,
       best: this.best.state,
       history: this.history.state,
       warned: [...this.warned],
     }
   }
 
-  set saved({ recentLosses, best, history, warned, ...counters }: SavedProgress) {
+  set saved({ recentLosses, recentNorms, best, history, warned, ...counters }: SavedProgress) {
     Object.assign(this, counters)
     this.recentLosses.state = recentLosses
+    this.recentNorms.state = recentNorms
     this.best.state = best
     this.history.state = history
     this.warned.clear()

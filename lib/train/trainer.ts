@@ -6,7 +6,6 @@ import { version } from '../version'
 import { BatchFeed } from './batch-feed'
 import { CheckpointDirectory, type SavedCheckpoint } from './checkpoint-directory'
 import { writeLossCurve } from './loss-curve'
-import { firstNonFinite } from './non-finite'
 import { budgetMessage, nvfp4Budget } from './nvfp4-budget'
 import { type OptimizerStepStats, takeOptimizerStep } from './optimizer-step'
 import { answerProbes, sharesOf } from './probes'
@@ -192,26 +191,34 @@ export class Trainer extends EventEmitter<TrainerEvents> implements AsyncDisposa
   }
 
   async #step(group: readonly PreparedBatch[]): Promise<OptimizerStepStats> {
-    const { model, maxGradNorm, recompute } = this.#plan
-    const lr = learningRate(this.#schedule!, this.step + 1)
+    const { model, maxGradNorm, recompute, skipLossFactor, skipNormFactor, teacher, keepsGradients } = this.#plan
+    const options = {
+      ...{ lr: learningRate(this.#schedule!, this.step + 1), maxGradNorm, recompute, teacher, keepsGradients },
+      skipAboveLoss: this.#state.recentLosses.limit(skipLossFactor),
+      skipAboveNorm: this.#state.recentNorms.limit(skipNormFactor),
+    }
     try {
-      return await takeOptimizerStep(model, this.#optimizer!, group, { lr, maxGradNorm, recompute })
+      return await takeOptimizerStep(model, this.#optimizer!, group, options)
     } catch (error) {
       if (!(error instanceof Qwen3Nvfp4Error && error.code === 'NON_FINITE_GRADIENT')) throw error
-      throw (this.#failure = await this.#notFinite(error, group))
+      throw (this.#failure = this.#notFinite(error, group))
     }
   }
 
-  async #notFinite(cause: Qwen3Nvfp4Error, group: readonly PreparedBatch[]): Promise<Qwen3Nvfp4Error> {
+  #notFinite(cause: Qwen3Nvfp4Error, group: readonly PreparedBatch[]): Qwen3Nvfp4Error {
     const { cursor } = this.#state
-    const tensor = await firstNonFinite(this.#plan.model, group)
     const samples = group.reduce((sum, batch) => sum + batch.samples, 0)
+    const step = this.step + 1
     const message =
-      `step ${this.step + 1}: ${cause.message}` +
-      `${tensor ? `; the first tensor that is not finite is ${tensor}` : ''}. ` +
+      `step ${step}: ${cause.message}. ` +
       `Its ${samples} samples follow sample ${cursor.sample} of epoch ${cursor.epoch}, in the order of that epoch. ` +
       (this.#checkpoint ? `The last good checkpoint is ${this.#checkpoint.path}` : 'There is no checkpoint')
-    return new Qwen3Nvfp4Error('NON_FINITE_LOSS', message, { cause, file: this.#checkpoint?.path })
+    return new Qwen3Nvfp4Error('NON_FINITE_LOSS', message, {
+      cause,
+      file: this.#checkpoint?.path,
+      key: cause.key,
+      step,
+    })
   }
 
   /** Counts the step, and says what it did. */
@@ -231,6 +238,7 @@ export class Trainer extends EventEmitter<TrainerEvents> implements AsyncDisposa
     } else {
       state.lrSum += lr
       state.recentLosses.add(loss)
+      state.recentNorms.add(gradNorm)
     }
     state.history.add(state.step, loss)
     this.#tokens += tokens

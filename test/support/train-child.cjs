@@ -4,7 +4,7 @@ const { closeSync, openSync, readdirSync, rmSync, writeSync } = require('node:fs
 const { join, resolve } = require('node:path')
 const { Qwen3Nvfp4Model, Trainer, TrainingData } = require(resolve(__dirname, '../../dist/index.cjs'))
 
-const { config, folder, steps, fill } = JSON.parse(process.argv[2])
+const { config, folder, steps, fill, device = 'cpu' } = JSON.parse(process.argv[2])
 const idsOf = (count, seed) => Array.from({ length: count }, (_, i) => (i * 31 + seed * 17) % config.vocabSize)
 
 function fillDisk() {
@@ -17,13 +17,14 @@ function fillDisk() {
 }
 
 async function main() {
-  const model = await Qwen3Nvfp4Model.initialize(config, { seed: 7, threads: 1 })
+  const model = await Qwen3Nvfp4Model.initialize(config, { device, seed: 7, ...(device === 'cpu' && { threads: 1 }) })
   const data = await TrainingData.fromSamples(
     Array.from({ length: 9 }, (_, i) => ({ ids: idsOf(9, i), labels: idsOf(9, i) })),
   )
   const trainer = new Trainer({
     ...{ model, data, maxTokens: 9, steps, lr: 5e-3, checkpointDir: folder, checkpointEvery: 1, resume: true },
     optimizer: { weights: 'nvfp4+residual' },
+    handleSigint: true,
   })
   trainer.on('checkpoint', ({ step }) => {
     console.log(JSON.stringify({ step }))

@@ -185,6 +185,42 @@ describe('a run', () => {
   })
 })
 
+describe('an outlier', () => {
+  // In the third epoch a sample has labels that nothing has had before.
+  const spoilt = () => {
+    const data = batchSource({ samples: 12 })
+    const batches: typeof data.batches = async function* (options) {
+      for await (const prepared of data.batches(options)) {
+        if (prepared.cursor.epoch === 2 && prepared.cursor.sample === 11)
+          for (const row of prepared.batch.labels) row.fill(95)
+        yield prepared
+      }
+    }
+    return { ...data, batches }
+  }
+
+  test.each([
+    ['loss', { skipLossFactor: 1.3 }],
+    ['loss', { skipLossFactor: 1.2, accumulate: 2 }],
+    ['norm', { skipNormFactor: 1.2 }],
+  ] as const)('is left out for its %s with %j', async (reason, options) => {
+    await using model = await tinyModel()
+    const learnt = { lr: 2e-2, steps: 36, schedule: 'constant', optimizer: { weights: 'fp32' } } as const
+    await using trainer = new Trainer({ model, data: spoilt(), ...basics, ...learnt, ...options })
+    const events = await eventsOf(trainer)
+    const skipped = stepsOf(events).filter((event) => event.skipped)
+    expect(skipped.length).toBeGreaterThan(0)
+    expect(skipped.every(({ skipped, updateRms }) => skipped === reason && updateRms === 0)).toBe(true)
+    expect(events.at(-1)).toMatchObject({ skippedSteps: skipped.length })
+  })
+})
+
+test('the loss hidden-l1 comes closer to the states of a teacher', async () => {
+  await using teacher = await tinyModel({ seed: 8 })
+  const losses = stepsOf(await train({ steps: 30, loss: 'hidden-l1', teacher })).map(({ loss }) => loss)
+  expect(losses.at(-1)).toBeLessThan(losses[0]! * 0.8)
+})
+
 describe('validation', () => {
   const validation = batchSource({ samples: 3, fingerprint: 'other' })
 
@@ -225,8 +261,9 @@ describe('a loss that is not finite', () => {
     await using trainer = new Trainer({ model, data, ...basics, steps: 6 })
     const failure = await trainer.run().catch((error: unknown) => error)
     expect(failure).toMatchObject({ name: 'Qwen3Nvfp4Error', code: 'NON_FINITE_LOSS' })
+    expect(failure).toMatchObject({ step: 5, key: 'model.layers.0' })
     expect(String(failure)).toMatch(
-      /^.*step \d: the loss is -?(nan|inf), first in the output of model\.layers\.0: nothing was updated; the first tensor that is not finite is the output of layer 0\. Its 1 samples follow sample \d of epoch 0.*There is no checkpoint$/,
+      /step 5: the loss is -?(nan|inf), first in the output of model\.layers\.0: nothing was updated\. Its 1 samples follow sample 4 of epoch 0.*There is no checkpoint$/,
     )
     await expect(trainer.run()).rejects.toBe(failure)
   })
@@ -249,6 +286,8 @@ describe('misuse is refused before anything runs', () => {
     [{ probes: [{ prompt: 'hi' }] }, 'Expected a Tokenizer, which probes need, for tokenizer'],
     [{ resume: true }, 'Expected a path without checkpointDir for resume but received true'],
     [{ lossCurve: 'loss.jpg' }, 'Expected a path that ends in .svg or .png for lossCurve'],
+    [{ loss: 'hidden-l1' }, "Expected a model, with the loss 'hidden-l1', for teacher"],
+    [{ skipLossFactor: 1 }, 'Expected a finite number above 1 for skipLossFactor but received 1'],
     [{ learningRate: 1 }, 'for a key of options but received learningRate'],
     [{ steps: 5, warmupSteps: 9 }, 'Expected at most the 5 steps of the run for warmupSteps'],
     [{ trainable: { names: ['none'] } }, 'Expected at least one parameter for trainable but received none'],
