@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { link, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { ioError, Qwen3Nvfp4Error } from '../errors'
 
 interface LockOwner {
@@ -37,8 +37,11 @@ export class DirectoryLock {
     // A lock appears with its content or not at all: linked from a file that is written already.
     const draft = join(folder, `.tmp-lock-${owner.nonce}`)
     try {
-      await writeFile(draft, `${JSON.stringify(owner)}\n`)
-      while (!(await tryLink(draft, path))) await removeStale(path)
+      for (;;) {
+        await writeFile(draft, `${JSON.stringify(owner)}\n`)
+        if (await tryLink(draft, path)) break
+        await removeStale(path)
+      }
     } catch (error) {
       throw error instanceof Qwen3Nvfp4Error ? error : ioError('lock', path, error)
     } finally {
@@ -64,7 +67,8 @@ async function tryLink(draft: string, path: string): Promise<boolean> {
     await link(draft, path)
     return true
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false
+    // ENOENT: whoever holds the lock has cleaned the folder.
+    if (['EEXIST', 'ENOENT'].includes((error as NodeJS.ErrnoException).code ?? '')) return false
     throw error
   }
 }
@@ -73,7 +77,7 @@ async function tryLink(draft: string, path: string): Promise<boolean> {
 async function removeStale(path: string): Promise<void> {
   const owner = await readOwner(path)
   if (owner && (await isAlive(owner))) throw busy(path, owner)
-  const aside = `${path}.${randomBytes(4).toString('hex')}.tmp`
+  const aside = join(dirname(path), `.tmp-lock-${randomBytes(8).toString('hex')}`)
   try {
     await rename(path, aside)
   } catch (error) {
