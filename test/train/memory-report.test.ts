@@ -26,10 +26,10 @@ test('a report has what every phase of a step holds, by kind', async () => {
   const arenas = report.phases.map(({ arena }) => arena)
   const [loaded, ready, forward, backward, stepped] = arenas as [(typeof arenas)[0], ...typeof arenas]
   expect(loaded.weights).toBeGreaterThan(0)
-  expect([loaded.moments, loaded.gradients]).toEqual([0, 0])
-  expect(ready!.moments).toBe(await optimizer.stateBytes())
-  expect(forward!.activations).toBeGreaterThan(0)
-  expect(backward!.gradients).toBeGreaterThan(0)
+  // The device is the process's: models of other tests may still hold some of it.
+  expect(ready!.moments - loaded.moments).toBe(await optimizer.stateBytes())
+  expect(forward!.activations).toBeGreaterThan(ready!.activations)
+  expect(backward!.gradients).toBeGreaterThan(forward!.gradients)
   expect(stepped!.peak).toBeGreaterThanOrEqual(backward!.total)
   for (const [i, phase] of report.phases.entries()) {
     expect(phase.gpu).toBeNull()
