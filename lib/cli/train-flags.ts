@@ -22,6 +22,9 @@ export interface TrainFlags extends ModelFlags, DataFlags, OptimizerFlags {
   warmupSteps?: number
   minLr?: number
   decaySteps?: number
+  skipLossFactor?: number
+  skipNormFactor?: number
+  teacher?: string
   validation?: string
   evalEvery?: number
   patience?: number
@@ -79,6 +82,28 @@ function addLengthFlags(command: Command): Command {
     .addOption(flag('--warmup-steps <n>', 'steps over which it rises, 0 or more (default: 0)', integer(0)))
     .addOption(flag('--min-lr <x>', 'what it falls towards, 0 to --lr (default: 0)', number({ min: 0 })))
     .addOption(flag('--decay-steps <n>', 'with wsd, steps of the fall, 1 or more (default: a fifth of all)', every))
+    .optionsGroup('Loss:')
+    .addOption(
+      flag(
+        '--teacher <path>',
+        'train final hidden states towards those of this model, to debug with (default: none, the cross-entropy of labels)',
+        text,
+      ),
+    )
+    .addOption(
+      flag(
+        '--skip-loss-factor <x>',
+        'leave out steps whose loss is above so many times the mean of the last 32, above 1 (default: none)',
+        number({ above: 1 }),
+      ),
+    )
+    .addOption(
+      flag(
+        '--skip-norm-factor <x>',
+        'the same of the norm of gradients, which are then kept until the step, above 1 (default: none)',
+        number({ above: 1 }),
+      ),
+    )
 }
 
 function addWatchFlags(command: Command): Command {

@@ -7,7 +7,7 @@ import {
   MemoryReport,
   type Probe,
   type ProbeAnswer,
-  type Qwen3Nvfp4Model,
+  Qwen3Nvfp4Model,
   type Tokenizer,
   Trainer,
   type TrainerEvent,
@@ -43,6 +43,9 @@ async function run(flags: TrainFlags, signal: AbortSignal): Promise<void> {
   const data = await openData(flags, tokenizer)
   const validation = flags.validation === undefined ? undefined : await openDataFile(flags.validation, flags, tokenizer)
   await using model = await openModel(flags, signal)
+  const { teacher: teacherPath, threads } = flags
+  const on = { device: model.device, ...(threads !== undefined && { threads }), signal }
+  await using teacher = teacherPath === undefined ? undefined : await Qwen3Nvfp4Model.load(teacherPath, on)
   const report = new MemoryReport(model)
   await report.record('model_loaded')
   using guard = await startGuard(flags, model)
@@ -51,6 +54,7 @@ async function run(flags: TrainFlags, signal: AbortSignal): Promise<void> {
     ...trainerOptions(flags, model, tokenizer),
     ...(probes.length > 0 && { probes }),
     ...(validation && { validation }),
+    ...(teacher && { teacher, loss: 'hidden-l1' }),
     data,
     signal: stop,
   })
@@ -72,7 +76,15 @@ function trainerOptions(flags: TrainFlags, model: Qwen3Nvfp4Model, tokenizer: To
     maxTokens: flags.maxTokens,
     ...pick(flags, ['steps', 'epochs', 'accumulate', 'seed', 'batchSize', 'pack', 'truncate']),
     ...pick(flags, ['lr', 'schedule', 'warmupSteps', 'minLr', 'decaySteps', 'weightDecay', 'decayNorms']),
-    ...pick(flags, ['maxGradNorm', 'recompute', 'evalEvery', 'sampleEvery', 'sampleTokens']),
+    ...pick(flags, [
+      'maxGradNorm',
+      'skipLossFactor',
+      'skipNormFactor',
+      'recompute',
+      'evalEvery',
+      'sampleEvery',
+      'sampleTokens',
+    ]),
     ...pick(flags, ['checkpointDir', 'checkpointEvery', 'keep', 'resume', 'allowChanged', 'logFile', 'lossCurve']),
     ...(!flags.shuffle && { shuffle: false }),
     ...(patience !== undefined && { earlyStop: { patience, ...pick(flags, ['minDelta']) } }),

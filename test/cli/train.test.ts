@@ -135,8 +135,17 @@ describe('train', () => {
     expect(stdout).toMatch(/done \(early-stop\): 3 steps/)
   })
 
+  it('leaves out outliers, and learns the hidden states of a teacher', async () => {
+    const outliers = await runCli(train('--steps', '4', '--skip-loss-factor', '1.000001', '--json'))
+    expect([outliers.stderr, outliers.code]).toEqual(['', 0])
+    const taught = await runCli(train('--steps', '2', '--teacher', base[1]!, '--no-shuffle', '--json'))
+    expect([taught.stderr, taught.code]).toEqual(['', 0])
+    expect(lossesOf(taught.stdout)[0]).toBe(0) // the student is its teacher
+  })
+
   it.each([
     [['--resume'], /Expected --checkpoint-dir with --resume/],
+    [['--skip-norm-factor', '1'], /argument '1' is invalid/],
     [['--min-delta', '1'], /Expected --patience with --min-delta/],
     [['--gpu-limit-gb', '1'], /Expected a GPU for --device with --gpu-limit-gb/],
     [['--steps', '2', '--epochs', '2'], /nothing beside steps for epochs/],
