@@ -35,20 +35,47 @@ struct PhiloxWords {
 
 // Always inlined, so that files compiled for one instruction set can use it without leaving a copy for the linker to
 // pick.
+#define QN_PHILOX_FN __attribute__((always_inline)) QN_HOST_DEVICE inline
+
+QN_PHILOX_FN void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
+  const uint64_t p0 = uint64_t{0xD2511F53u} * c0, p1 = uint64_t{0xCD9E8D57u} * c2;
+  const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
+  const uint32_t n2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
+  c1 = static_cast<uint32_t>(p1);
+  c3 = static_cast<uint32_t>(p0);
+  c0 = n0;
+  c2 = n2;
+}
 template <int kRounds = 10>
-__attribute__((always_inline)) QN_HOST_DEVICE inline PhiloxWords philox4x32(uint32_t c0, uint32_t c1, uint32_t c2,
-                                                                            uint32_t c3, uint64_t key) {
+QN_PHILOX_FN PhiloxWords philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < kRounds; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53u} * c0, p1 = uint64_t{0xCD9E8D57u} * c2;
-    const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
-    const uint32_t n2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
-    c1 = static_cast<uint32_t>(p1);
-    c3 = static_cast<uint32_t>(p0);
-    c0 = n0;
-    c2 = n2;
+    philox_round(c0, c1, c2, c3, k0, k1);
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+// The same with the keys of each round worked out before.
+template <int kRounds>
+struct PhiloxKeys {
+  uint32_t first[kRounds], second[kRounds];
+};
+template <int kRounds>
+QN_PHILOX_FN PhiloxKeys<kRounds> philox_keys(uint64_t key) {
+  PhiloxKeys<kRounds> keys{};
+  for (int round = 0; round < kRounds; ++round) {
+    keys.first[round] = static_cast<uint32_t>(key) + static_cast<uint32_t>(round) * 0x9E3779B9u;
+    keys.second[round] = static_cast<uint32_t>(key >> 32) + static_cast<uint32_t>(round) * 0xBB67AE85u;
+  }
+  return keys;
+}
+template <int kRounds>
+QN_PHILOX_FN PhiloxWords philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                                    const PhiloxKeys<kRounds>& keys) {
+  for (int round = 0; round < kRounds; ++round) {
+    philox_round(c0, c1, c2, c3, keys.first[round], keys.second[round]);
   }
   return {{c0, c1, c2, c3}};
 }

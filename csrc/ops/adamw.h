@@ -58,13 +58,6 @@ inline bool moment_has_scales(MomentFormat format) {
 // betas: a v that was rounded down can not make a step that exact moments never make.
 constexpr float kUpdateClip = 3.0f;
 
-// How the kernel for NVFP4 weights and moments is launched; 0: by itself. Never changes results.
-struct AdamwTuning {
-  unsigned threads = 0;   // a block: 512, 640 or 768
-  unsigned group = 0;     // warps that share a row: 1, 2 or 4
-  bool prefetch = false;  // of the next round into L2
-};
-
 struct AdamwArgs {
   // Rows [row_begin, row_begin + row_count) of a parameter [N, K]. Only g is relative to row_begin.
   int64_t row_begin = 0, row_count = 0, K = 0;
@@ -90,7 +83,6 @@ struct AdamwArgs {
   uint64_t seed = 0;
   uint32_t parameter = 0, step = 1;  // step counts from 1
   const uint32_t* stop = nullptr;    // CUDA only: where this is not 0 when the update runs, nothing happens
-  AdamwTuning tuning;                // CUDA only
 };
 
 // What one row did; sum rows in order for totals that do not depend on chunks.

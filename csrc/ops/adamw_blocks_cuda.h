@@ -1,5 +1,5 @@
 // Blocks of 16 columns in the registers of one CUDA thread, and what one AdamW step does to them: the device half of
-// ops/adamw_elements.h and, in plain form, of ops/adamw_packed.h. Included by adamw.cu, after <cuda_runtime.h>. Loops
+// ops/adamw_elements.h and, in plain form, of ops/adamw_packed.h. Included after <cuda_runtime.h>. Loops
 // over a block are unrolled, so that every index into an array is a constant and the arrays stay in registers.
 #pragma once
 
@@ -211,15 +211,21 @@ __device__ __forceinline__ int count_changes(const Nvfp4Block& a, const Nvfp4Blo
 struct BlockWords {
   uint32_t w[16];
 };
+// Arguments and what every thread would make of them; the compiler leaves it where kernels find their parameters.
+struct PackedArgs : AdamwArgs {
+  PhiloxKeys<7> keys;
+};
 // Words 4 · quad … 4 · quad + 3 of the block that begins at element `at`.
-__device__ __forceinline__ void draw_words(BlockWords& words, const AdamwArgs& args, int64_t at, int quad) {
+__device__ __forceinline__ void draw_words(BlockWords& words, const AdamwArgs& args, const PhiloxKeys<7>& keys,
+                                           int64_t at, int quad) {
   const PhiloxWords four =
-      packed_words(args.seed, args.parameter, args.step, static_cast<uint64_t>(at >> 2) + static_cast<uint64_t>(quad));
+      packed_words(keys, args.parameter, args.step, static_cast<uint64_t>(at >> 2) + static_cast<uint64_t>(quad));
   _Pragma("unroll") for (int k = 0; k < 4; ++k) words.w[4 * quad + k] = four.w[k];
 }
 __device__ __forceinline__ BlockWords block_words(const AdamwArgs& args, int64_t at) {
   BlockWords words;
-  _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) draw_words(words, args, at, quad);
+  const auto keys = philox_keys<7>(args.seed);
+  _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) draw_words(words, args, keys, at, quad);
   return words;
 }
 __device__ __forceinline__ void weight_draws(uint32_t* draws, const BlockWords& words) {
@@ -293,6 +299,18 @@ __device__ __forceinline__ void step_weight_block(const AdamwArgs& args, Nvfp4Bl
   block = packed_block<MomentFormat::kNvfp4>(codes, block.scale);
 }
 
+// A weight in NVFP4 of any mode.
+__device__ __forceinline__ void step_nvfp4_weight(const AdamwArgs& args, int64_t at, Nvfp4Block codes, const float* u,
+                                                  const BlockWords& words, RowTotals& totals) {
+  const Nvfp4Block before = codes;
+  if (args.mode == WeightMode::kNvfp4) {
+    step_weight_block(args, codes, u, words, totals.saturated);
+  } else {
+    step_nearest_block(args, args.mode, at, codes, u, words, totals.saturated);
+  }
+  store_packed(args.codes, args.scales, at, codes);
+  totals.changed_codes += count_changes(codes, before);
+}
 // One element of a dense weight; `word` is read for 16-bit weights.
 __device__ __forceinline__ void step_dense_element(const AdamwArgs& args, int64_t element, float u, uint32_t word) {
   if (args.storage == Storage::kF32) {

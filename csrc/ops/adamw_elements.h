@@ -81,14 +81,14 @@ QN_ADAMW_FN int octave_index(uint8_t code) { return (code >> 3) - 7 - kFirstOcta
 // --- Weights in NVFP4 -----------------------------------------------------------------------------------------------
 
 // The E2M1 code of x under a scale that sticky_scale() chose. A zero keeps the sign bit of the old code.
+QN_ADAMW_FN float sticky_inverse(uint32_t scale) { return scale > 0 ? inverse_of(e4m3_value(scale)) : 0.0f; }
 template <bool kStochastic>
-QN_ADAMW_FN uint32_t sticky_code(float x, uint32_t old_code, float S, float limit, float boost, uint32_t draw) {
-  const float divisor = divisor_of(S), most = S > 0 ? 6.0f : 0.0f;
+QN_ADAMW_FN uint32_t sticky_code(float x, uint32_t old_code, float inverse, float limit, float boost, uint32_t draw) {
   const float magnitude = magnitude_of(x);
   const float stretched = magnitude + larger(magnitude - limit, 0.0f) * boost;
-  const float a = smaller(stretched / divisor, most);
-  const uint32_t index = kStochastic ? rounded_e2m1(a, draw) : nearest_e2m1(a);
-  return index | (index == 0 ? old_code & 8u : (bits_of(x) >> 28) & 8u);
+  const uint32_t position = e2m1_position(stretched, inverse);
+  const uint32_t index = (position * 4 + (kStochastic ? draw : even_draw(position))) >> 24;
+  return index | (index == 0 ? old_code & 8u : e2m1_sign_of(x));
 }
 
 // A residual decodes under an eighth of the global scale.

@@ -17,6 +17,9 @@ struct AdamwKernels {
 // Error(kInvalidArgument) for a number of columns that adamw does not take.
 void check_adamw_columns(MomentFormat format, bool packed_weight, int64_t K);
 
+// adamw_cuda() of bf16 and f32 moments.
+void adamw_plain_cuda(AdamwRow* rows, const AdamwArgs& args, CudaStream stream);
+
 extern const AdamwKernels kAdamwPortable;
 extern const AdamwKernels kAdamwAvx2;
 extern const AdamwKernels kAdamwAvx512;

@@ -117,14 +117,8 @@ QN_ADAMW_FN uint32_t stochastic_e2m1(float a, uint32_t word) {
   split_e2m1(a, index, fraction);
   return index + (rounds_up(fraction, word) ? 1u : 0u);
 }
-// Ties to the even code.
-QN_ADAMW_FN uint32_t nearest_e2m1(float a) {
-  uint32_t index;
-  float fraction;
-  split_e2m1(a, index, fraction);
-  const float half = (index & 1) ? 0x1.fffffep-2f : 0.5f;
-  return index + (fraction > half ? 1u : 0u);
-}
+// The draw with which a position rounds to the nearest code, ties to the even one.
+QN_ADAMW_FN uint32_t even_draw(uint32_t position) { return 0x7fffffu + (position >> 22 & 1u); }
 
 constexpr uint32_t kLargestScale = 126;  // 448
 

@@ -31,9 +31,9 @@ namespace qn::adamw {
 // are independent, and the tensors of one element are down to 2^-16 and 2^-8. Whether a scale grows is drawn from the
 // moments' own bytes of two elements, 9 and 10 (weight) or 13 and 14 (residual).
 constexpr int kGrowthElement = 9, kResidualGrowthElement = 13;
-QN_ADAMW_FN PhiloxWords packed_words(uint64_t seed, uint32_t parameter, uint32_t step, uint64_t quad) {
+QN_ADAMW_FN PhiloxWords packed_words(const PhiloxKeys<7>& keys, uint32_t parameter, uint32_t step, uint64_t quad) {
   const auto tag = static_cast<uint32_t>(RandomStream::kPacked) << 24;
-  return philox4x32<7>(static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) | tag, parameter, step, seed);
+  return philox4x32(static_cast<uint32_t>(quad), static_cast<uint32_t>(quad >> 32) | tag, parameter, step, keys);
 }
 QN_ADAMW_FN uint32_t weight_draw(uint32_t word) { return word & 0xffffffu; }
 QN_ADAMW_FN uint32_t first_draw(uint32_t word) { return word >> 8; }
@@ -148,8 +148,7 @@ QN_ADAMW_FN float next_row(const PackedRow& row, int32_t eighths, int32_t live) 
   return row.centre + move * 0x1p-15f;
 }
 
-// --- Octaves of a second moment
-// ---------------------------------------------------------------------------------------
+// --- Octaves of a second moment -------------------------------------------------------------------------------------
 
 // The logarithm that v is stored in is log2 to 0.3 % of an octave: n + z + z (1 − z) / 3 for v = 2^n (1 + z). Its slope
 // is continuous and within 8 % of 1 / (v ln 2), and it has a short inverse, so that what is stored decodes to what was
@@ -303,8 +302,8 @@ QN_ADAMW_FN float weight_unit(uint32_t scale) { return e4m3_value(scale > 0 ? sc
 // Codes of x f32[16] under a scale that sticky_scale() chose; codes in: the old ones.
 template <bool kStochastic>
 QN_ADAMW_FN void codes_under(uint32_t* codes, const StickyScale& next, const float* x, const uint32_t* draws) {
-  const float S = e4m3_value(next.code), limit = next.limit, boost = kStochastic ? next.boost : 0.0f;
-  QN_LANES(i) codes[i] = sticky_code<kStochastic>(x[i], codes[i], S, limit, boost, kStochastic ? draws[i] : 0u);
+  const float inverse = sticky_inverse(next.code), limit = next.limit, boost = kStochastic ? next.boost : 0.0f;
+  QN_LANES(i) codes[i] = sticky_code<kStochastic>(x[i], codes[i], inverse, limit, boost, kStochastic ? draws[i] : 0u);
 }
 
 // Codes and scale for x f32[16], in and out.

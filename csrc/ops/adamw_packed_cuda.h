@@ -128,15 +128,12 @@ __device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b, uint32_t c
   return __byte_perm(__byte_perm(a, b, 0x0073), __byte_perm(c, d, 0x0073), 0x5410);
 }
 
-// Codes of t[8] · unit · 2^126, under 8 in magnitude and cut at 6, rounded with the draws of their words. What becomes
-// zero has the sign of its code in `old` (kZeroOfOld) or of t.
-template <bool kZeroOfOld, uint32_t (*draw)(uint32_t)>
-__device__ __forceinline__ uint32_t rounded_word(const float* t, float unit, const uint32_t* words, uint32_t old) {
-  uint32_t sum[8], magnitudes;
-  // e2m1_position(): a GPU is as fast with subnormal numbers.
-  QN_EACH_OF(8) sum[i] = bits_of(magnitude_of(t[i] * unit)) * 4 + draw(words[i]);
-  magnitudes = top_bytes(sum[0], sum[2], sum[4], sum[6]) + (top_bytes(sum[1], sum[3], sum[5], sum[7]) << 4);
-  magnitudes -= (magnitudes >> 3) & 0x11111111u;  // 8, from above 6, becomes 7
+// The word of codes whose positions (e2m1_position()), times 4 and with a draw of 24 bits added, are sum[8]. 8, from
+// above 6, becomes 7; what becomes zero has the sign of its code in `old` (kZeroOfOld) or of t[8].
+template <bool kZeroOfOld>
+__device__ __forceinline__ uint32_t word_of_sums(const uint32_t* sum, const float* t, uint32_t old) {
+  uint32_t magnitudes = top_bytes(sum[0], sum[2], sum[4], sum[6]) + (top_bytes(sum[1], sum[3], sum[5], sum[7]) << 4);
+  magnitudes -= (magnitudes >> 3) & 0x11111111u;
   const uint32_t even = top_bytes(bits_of(t[0]), bits_of(t[2]), bits_of(t[4]), bits_of(t[6])),
                  odd = top_bytes(bits_of(t[1]), bits_of(t[3]), bits_of(t[5]), bits_of(t[7]));
   uint32_t signs = (odd & 0x80808080u) | ((even >> 4) & 0x7f7f7f7fu);
@@ -145,6 +142,22 @@ __device__ __forceinline__ uint32_t rounded_word(const float* t, float unit, con
     signs = (signs & nonzero) | (old & ~nonzero);
   }
   return magnitudes | (signs & 0x88888888u);
+}
+// Codes of t[8] · unit · 2^126, under 8 in magnitude and cut at 6, rounded with the draws of their words, or to the
+// nearest, ties to even. A GPU is as fast with subnormal numbers.
+template <bool kZeroOfOld, uint32_t (*draw)(uint32_t)>
+__device__ __forceinline__ uint32_t rounded_word(const float* t, float unit, const uint32_t* words, uint32_t old) {
+  uint32_t sum[8];
+  QN_EACH_OF(8) sum[i] = bits_of(magnitude_of(t[i] * unit)) * 4 + draw(words[i]);
+  return word_of_sums<kZeroOfOld>(sum, t, old);
+}
+__device__ __forceinline__ uint32_t nearest_word(const float* t, float unit, uint32_t old) {
+  uint32_t sum[8];
+  QN_EACH_OF(8) {
+    const uint32_t position = bits_of(magnitude_of(t[i] * unit));
+    sum[i] = position * 4 + even_draw(position);
+  }
+  return word_of_sums<true>(sum, t, old);
 }
 
 // t[16] and its unit as rounded_word() wants them, where some are 8 or more.
@@ -185,13 +198,13 @@ __device__ __forceinline__ void add_words(CentreSum& sum, const Nvfp4Block& bloc
 template <bool kBf16>
 struct Gradient {
   float x[16];
-  __device__ Gradient(const AdamwArgs& args, int64_t offset) { load_f32(x, args.g + offset); }
+  __device__ __forceinline__ void fetch(const AdamwArgs& args, int64_t offset) { load_f32(x, args.g + offset); }
   __device__ float operator[](int i) const { return x[i]; }
 };
 template <>
 struct Gradient<true> {
   uint32_t word[8];
-  __device__ Gradient(const AdamwArgs& args, int64_t offset) {
+  __device__ __forceinline__ void fetch(const AdamwArgs& args, int64_t offset) {
     QN_EACH_OF(2) {
       const uint4 eight = reinterpret_cast<const uint4*>(args.g_bf16 + offset)[i];
       word[4 * i] = eight.x;
@@ -242,7 +255,7 @@ __device__ __forceinline__ float step_elements(const PackedRow& row, const Table
 }
 
 __device__ __forceinline__ void store_moments(const PackedRow& row, const TableLane& tables, Nvfp4Block& m_block,
-                                              Nvfp4Block& v_block, SteppedBlock& block, const AdamwArgs& args,
+                                              Nvfp4Block& v_block, SteppedBlock& block, const PackedArgs& args,
                                               int64_t at, BlockWords& words) {
   float reach = amax_of_block(block.octaves);
   if (!(reach <= kOctavesBelowCentre)) {
@@ -254,8 +267,8 @@ __device__ __forceinline__ void store_moments(const PackedRow& row, const TableL
   // 2^-126 over the scale, some of them subnormal.
   const float inverse_v = float_of(static_cast<uint32_t>(127 - kFirstOctave - index) << 23) * 0x1p-126f;
   QN_EACH_OF(2) {
-    draw_words(words, args, at, 2 * i);
-    draw_words(words, args, at, 2 * i + 1);
+    draw_words(words, args, args.keys, at, 2 * i);
+    draw_words(words, args, args.keys, at, 2 * i + 1);
     const uint32_t word = rounded_word<false, second_draw>(block.octaves + 8 * i, inverse_v, words.w + 8 * i, 0);
     v_block.word[i] = row.b != 0 ? word : v_block.word[i];
   }
@@ -305,6 +318,59 @@ __device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const T
   }
   if (block.scale == 0) return;
   QN_EACH_OF(2) { block.word[i] = rounded_word<true, weight_draw>(t + 8 * i, unit, words.w + 8 * i, block.word[i]); }
+}
+
+// sticky_inverse() for 2^-20 of what is rounded.
+__device__ __forceinline__ float unit_under(uint32_t scale, float S) {
+  return scale > 0 ? inverse_in_range(S) * 0x1p-106f : 0.0f;
+}
+// step_nearest() of ops/adamw_rows.h with a residual.
+__device__ __forceinline__ void step_residual_words(const AdamwArgs& args, const TableLane& tables, Nvfp4Block& block,
+                                                    Nvfp4Block& residual, const float* u, const BlockWords& words,
+                                                    int32_t& saturated) {
+  const float S = e4m3_value(block.scale), rest = e4m3_value(residual.scale) * kResidualUnit;
+  float x[16];
+  bool moved = false;
+  QN_PAIRS(p) {
+    const float2 value = tables.pair(block.word, p), behind = tables.pair(residual.word, p);
+    _Pragma("unroll") for (int half = 0; half < 2; ++half) {
+      const int i = 2 * p + half;
+      const float base = (half ? value.y : value.x) * S + (half ? behind.y : behind.x) * rest;
+      x[i] = base * args.keep - args.rate * u[i];
+      moved |= x[i] != base;
+    }
+  }
+  if (!moved) return;
+  const StickyScale next = sticky_scale(block.scale, amax_of_block(x), growth_of(words, kGrowthElement), saturated);
+  const float next_S = e4m3_value(next.code);
+  {
+    float t[16], unit = unit_under(next.code, next_S);
+    QN_EACH_OF(16) t[i] = x[i] * 0x1p-20f;
+    if (!(amax_of_block(t) * unit < 8 * 0x1p-126f)) cut_at_six(t, unit);
+    QN_EACH_OF(2) block.word[i] = nearest_word(t + 8 * i, unit, block.word[i]);
+    block.scale = static_cast<uint8_t>(next.code);
+  }
+  QN_PAIRS(p) {
+    const float2 value = tables.pair(block.word, p);
+    x[2 * p] = (x[2 * p] - value.x * next_S) * (1 / kResidualUnit);
+    x[2 * p + 1] = (x[2 * p + 1] - value.y * next_S) * (1 / kResidualUnit);
+  }
+  const StickyScale behind =
+      sticky_scale(residual.scale, amax_of_block(x), growth_of(words, kResidualGrowthElement), saturated);
+  float unit = unit_under(behind.code, e4m3_value(behind.code));
+  if (behind.boost != 0) {
+    QN_EACH_OF(16) {
+      const float magnitude = magnitude_of(x[i]);
+      const float stretched = magnitude + larger(magnitude - behind.limit, 0.0f) * behind.boost;
+      x[i] = float_of(bits_of(stretched) | (bits_of(x[i]) & 0x80000000u));
+    }
+  }
+  QN_EACH_OF(16) x[i] *= 0x1p-20f;
+  if (!(amax_of_block(x) * unit < 8 * 0x1p-126f)) cut_at_six(x, unit);
+  QN_EACH_OF(2) {
+    residual.word[i] = rounded_word<true, weight_draw>(x + 8 * i, unit, words.w + 8 * i, residual.word[i]);
+  }
+  residual.scale = static_cast<uint8_t>(behind.code);
 }
 
 }  // namespace

@@ -75,11 +75,11 @@ function expectSameSteps(
   N: number,
   K: number,
   kinds: (typeof KINDS)[number],
-  { bf16 = false, spread = 300, chunkRows = N } = {},
+  { bf16 = false, spread = 300, chunkRows = N, steps = STEPS.length } = {},
 ) {
   const cpu = makeState(N, K, seededValues(N * K, 3, kinds.storage === 'nvfp4' ? spread : 0.1), kinds)
   const cuda = copyState(cpu)
-  for (let t = 1; t <= STEPS.length; t++) {
+  for (let t = 1; t <= steps; t++) {
     const g = gradient(N, K, t)
     // One-level weights decay in every element; two-level ones do not (keep = 1).
     const options = { lr: kinds.storage === 'nvfp4' ? spread / 100 : 1e-3, keep: t % 2 ? 1 : 0.999 }
@@ -127,6 +127,17 @@ withCuda(`adamw on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
   it.each(['nvfp4', 'nvfp4+residual'] as const)('gives them where two-level scales saturate: %s', (mode) => {
     // 2600 is near 448 · 6 = 2688.
     expectSameSteps(64, 304, { storage: 'nvfp4', mode, moments: 'nvfp4' }, { spread: 2600 })
+  })
+
+  // Of 132 processors: rows that a warp, two and four take one after another.
+  it.each([
+    { N: 2200, K: 48, mode: 'nvfp4', moments: 'nvfp4' },
+    { N: 2200, K: 48, mode: 'nvfp4+residual', moments: 'nvfp4' },
+    { N: 2200, K: 48, mode: 'fp32', moments: 'int8' },
+    { N: 2200, K: 1024, mode: 'nvfp4', moments: 'nvfp4' },
+    { N: 1100, K: 4096, mode: 'nvfp4+residual', moments: 'nvfp4' },
+  ] as const)('gives them for more rows than warps: [$N, $K] $mode $moments', ({ N, K, mode, moments }) => {
+    expectSameSteps(N, K, { storage: 'nvfp4', mode, moments }, { bf16: true, steps: 3 })
   })
 
   it('gives them for dense vectors of any length', () => {

@@ -1,9 +1,9 @@
 // The adamw ops on device 0. Arguments are those of the CPU's ops; arrays are copied to the device and back.
 //
-//   adamwCuda({ …, threads, group, prefetch }) → { updateSquares, changedCodes, saturated }; a g that is a Uint16Array
-//   is bf16 storeRowsCuda({ … }, x), loadRowsCuda({ … }, out) rowSquaresCuda(g f32 or bf16 [N, K], K) → f64[N]
-//   adamwCudaTime({ N, K, mode, bf16, b, threads, group, prefetch }, iterations) → { microseconds, copyMicroseconds,
-//   copyBytes }
+//   adamwCuda({ … }) → { updateSquares, changedCodes, saturated }; a g that is a Uint16Array is bf16
+//   storeRowsCuda({ … }, x), loadRowsCuda({ … }, out)
+//   rowSquaresCuda(g f32 or bf16 [N, K], K) → f64[N]
+//   adamwCudaTime({ N, K, mode, bf16, b }, iterations) → { microseconds, copyMicroseconds, copyBytes }
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -56,11 +56,6 @@ class DeviceArrays {
   std::vector<Copy> copies_;
 };
 
-AdamwTuning tuning_of(const Napi::Object& o) {
-  return {static_cast<unsigned>(number_of(o, "threads", 0)), static_cast<unsigned>(number_of(o, "group", 0)),
-          o.Get("prefetch").ToBoolean().Value()};
-}
-
 Napi::Value adamw(const Napi::CallbackInfo& info) {
   const auto o = info[0].As<Napi::Object>();
   AdamwArgs args = adamw_args_of(o);
@@ -69,7 +64,6 @@ Napi::Value adamw(const Napi::CallbackInfo& info) {
   const bool bf16 = is_bf16(o.Get("g"));
   args.g = bf16 ? nullptr : static_cast<const float*>(g);
   args.g_bf16 = bf16 ? static_cast<const uint16_t*>(g) : nullptr;
-  args.tuning = tuning_of(o);
   args.dense = arrays.copy("dense");
   args.master = arrays.copy("master");
   args.codes = static_cast<uint8_t*>(arrays.copy("codes"));
@@ -235,7 +229,6 @@ Napi::Value adamw_time(const Napi::CallbackInfo& info) {
   for (int64_t i = 0; i < matrices; ++i) {
     parameters.push_back(std::make_unique<TimedParameter>(N, K, mode, bf16, static_cast<uint64_t>(i + 1)));
   }
-  for (const auto& parameter : parameters) parameter->args.tuning = tuning_of(o);
   // Gradients go round, so that moments meet others than their own.
   const auto step = [&](int64_t i, int64_t t, float rate) {
     parameters[static_cast<size_t>(i % matrices)]->step(t, *parameters[static_cast<size_t>((i + t) % matrices)], rate);
