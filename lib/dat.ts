@@ -10,6 +10,7 @@ export {
   type SafetensorsTensor,
   type SafetensorsWriteOptions,
 } from './format/safetensors'
+export { GgufReader } from './format/gguf'
 export { elementTypes, type ElementType } from './format/element-types'
 export type { StreamOptions } from './format/tensor-reader'
 export type {
@@ -18,6 +19,8 @@ export type {
   DatEntry,
   DatTensor,
   DTypeName,
+  GgmlBlockName,
+  GgufValue,
   LongOperationOptions,
   Progress,
   TensorData,

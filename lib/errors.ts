@@ -45,15 +45,26 @@ export const errorCodes = {
   SAFETENSORS_NO_SUCH_KEY: 'A safetensors file has no tensor of that name.',
   SAFETENSORS_TRUNCATED: 'A safetensors file ends before its header or last payload does.',
   SAFETENSORS_UNKNOWN_TYPE: 'A safetensors entry has a dtype that is not known.',
+  GGUF_BAD_HEADER: 'A file is not a GGUF, or of a version or byte order that is not read.',
+  GGUF_BAD_METADATA:
+    'The metadata of a GGUF has an unknown type, text that is not UTF-8, arrays of arrays or an impossible alignment.',
+  GGUF_BAD_OFFSETS: 'Payloads of a GGUF overlap, leave holes or begin at unaligned places.',
+  GGUF_BAD_TENSOR: 'A GGUF describes a tensor of an unknown type or an impossible shape.',
+  GGUF_DUPLICATE_KEY: 'A GGUF has the same key or tensor twice.',
+  GGUF_NO_SUCH_KEY: 'A GGUF has no tensor of that name.',
+  GGUF_TENSOR_TOO_LARGE: 'A payload is larger than one array holds; stream it.',
+  GGUF_TRUNCATED: 'A GGUF ends before its header or last payload does, or announces more than it can hold.',
   OPTIMIZER_FILE_INVALID: 'A file is not the state of a TorchSharp AdamW, or is not whole; the message says where.',
   // lib/model
-  CONFIG_INVALID: 'A config.json is not JSON, or a field of it is missing, of the wrong kind or contradictory.',
+  CONFIG_INVALID:
+    'A config.json is not JSON, or a field of it or of the metadata of a GGUF is missing, of the wrong kind or contradictory.',
   CONFIG_NOT_FOUND: 'No config.json was found for a checkpoint; the message lists where it was looked for.',
-  CONFIG_UNSUPPORTED: 'A config.json describes a model that is not a dense Qwen3; the message names the field.',
+  CONFIG_UNSUPPORTED:
+    'A config.json or a GGUF describes a model that is not a dense Qwen3; the message names the field.',
   CHECKPOINT_BAD_INDEX: 'A model.safetensors.index.json is broken or contradicts its files.',
   CHECKPOINT_BAD_SCALE: 'An NVFP4 tensor of a checkpoint has a global scale that is not a positive number.',
   CHECKPOINT_MISSING_TENSORS: 'A checkpoint lacks tensors that its configuration needs; the message lists them.',
-  CHECKPOINT_NOT_FOUND: 'A path is neither a .dat file nor a Hugging Face directory with safetensors files.',
+  CHECKPOINT_NOT_FOUND: 'A path is neither a .dat or .gguf file nor a Hugging Face directory with safetensors files.',
   CHECKPOINT_SHAPE_MISMATCH: 'A tensor of a checkpoint has another shape than its configuration says.',
   CHECKPOINT_UNEXPECTED_TENSORS: 'A checkpoint has tensors that the model does not use; strict: false keeps them.',
   CHECKPOINT_UNSUPPORTED_TENSORS:

@@ -25,10 +25,10 @@ export interface CheckpointLayout {
 }
 
 /**
- * The kinds of checkpoints: `.dat`; Hugging Face safetensors with dense weights; and with NVFP4 as ModelOpt or as
- * compressed-tensors stores it.
+ * The kinds of checkpoints: `.dat`; Hugging Face safetensors with dense weights, and with NVFP4 as ModelOpt or as
+ * compressed-tensors stores it; GGUF.
  */
-export type CheckpointFormat = 'dat' | 'hf' | 'modelopt' | 'compressed-tensors'
+export type CheckpointFormat = 'dat' | 'hf' | 'modelopt' | 'compressed-tensors' | 'gguf'
 
 /** Something about a checkpoint that is no error and that its user may want to know. */
 export interface CheckpointWarning {
@@ -36,9 +36,15 @@ export interface CheckpointWarning {
    * IGNORED_TENSORS: scales of activations or of quantised keys and values. UNUSED_TENSORS: tensors that the model has no
    * place for. QUANTIZED_CACHE: keys and values were quantised where the checkpoint was made; here they are not.
    * SUBNORMAL_SCALES: one-level block scales so small that they lose bits. UNEQUAL_GLOBAL_SCALES: q, k and v, or gate and
-   * up, have several, and runtimes that fuse them keep one.
+   * up, have several, and runtimes that fuse them keep one. NO_TOKENIZER: a GGUF was written without one.
    */
-  code: 'IGNORED_TENSORS' | 'UNUSED_TENSORS' | 'QUANTIZED_CACHE' | 'SUBNORMAL_SCALES' | 'UNEQUAL_GLOBAL_SCALES'
+  code:
+    | 'IGNORED_TENSORS'
+    | 'UNUSED_TENSORS'
+    | 'QUANTIZED_CACHE'
+    | 'SUBNORMAL_SCALES'
+    | 'UNEQUAL_GLOBAL_SCALES'
+    | 'NO_TOKENIZER'
   message: string
   file: string
   /** Every tensor that it is about. */

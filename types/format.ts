@@ -1,5 +1,22 @@
-/** Element types by name; `.dat` ids and safetensors tags map onto these. */
+/** Types of GGUF files whose elements lie in blocks with their scales. q8_0 and nvfp4 are read, the others only named. */
+export type GgmlBlockName =
+  | 'nvfp4'
+  | 'q8_0'
+  | 'mxfp4'
+  | `q${4 | 5}_${0 | 1}`
+  | 'q8_1'
+  | `q${2 | 3 | 4 | 5 | 6 | 8}_k`
+  | `iq${1 | 2 | 3}_s`
+  | 'iq1_m'
+  | `iq${2 | 3}_xxs`
+  | 'iq2_xs'
+  | 'iq4_nl'
+  | 'iq4_xs'
+  | `tq${1 | 2}_0`
+
+/** Element types by name; `.dat` ids, safetensors tags and GGUF types map onto these. */
 export type DTypeName =
+  | GgmlBlockName
   | 'uint8'
   | 'int8'
   | 'int16'
@@ -24,11 +41,11 @@ export type DTypeName =
   | 'float8_e5m2'
   | 'float8_e8m0fnu'
 
-/** One tensor of a file: where its payload lies and what it is. The same for `.dat` and safetensors. */
+/** One tensor of a file: where its payload lies and what it is. The same for `.dat`, safetensors and GGUF. */
 export interface TensorEntry {
   key: string
   dtype: DTypeName
-  /** Outermost first; empty for a scalar. Packed axes count bytes. */
+  /** Outermost first; empty for a scalar. Packed axes count bytes, but blocks of a GGUF count elements. */
   shape: number[]
   /** First byte of the payload, from the start of the file. */
   offset: number
@@ -40,6 +57,24 @@ export interface DatEntry extends TensorEntry {
   /** The id in the file: 0-15, 100 or 101. */
   elementType: number
 }
+
+/** A value of a GGUF's metadata; 64-bit numbers are bigints past 2^53, arrays of bool are bytes. */
+export type GgufValue =
+  | number
+  | bigint
+  | boolean
+  | string
+  | string[]
+  | Uint8Array
+  | Int8Array
+  | Uint16Array
+  | Int16Array
+  | Uint32Array
+  | Int32Array
+  | Float32Array
+  | BigUint64Array
+  | BigInt64Array
+  | Float64Array
 
 /** A payload as a typed array; int64 as BigInt64Array, half-width floats as raw bits, complex numbers interleaved. */
 export type TensorData =

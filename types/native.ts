@@ -102,7 +102,10 @@ export interface NativeFileRange {
   file: number
   offset: number
   bytes: number
+  /** Of what is read from it: f32 of Q8_0 blocks. */
   dtype: Extract<DType, 'f32' | 'f16' | 'bf16' | 'u8' | 'e4m3'>
+  /** Blocks of a GGUF. Codes and scales of NVFP4 are then the same range. */
+  blocks?: 'nvfp4' | 'q8_0'
 }
 
 /** csrc/model/load.h: where one parameter lies; either `values`, or `codes` and `scales`. */

@@ -16,10 +16,18 @@ DType file_dtype_of(const std::string& name) {
   fail(Code::kInvalidArgument, "Expected a known element type but received '%s'", name.c_str());
 }
 
+Layout layout_of(const Napi::Value& blocks) {
+  if (blocks.IsUndefined()) return Layout::kPlain;
+  const std::string name = string_of(blocks);
+  if (name == "nvfp4") return Layout::kGgmlNvfp4;
+  if (name == "q8_0") return Layout::kGgmlQ8;
+  fail(Code::kInvalidArgument, "Expected known blocks but received '%s'", name.c_str());
+}
+
 FileRange range_of(const Napi::Value& value) {
   const Napi::Object object = object_of(value);
   return {static_cast<int32_t>(int_of(object.Get("file"))), int_of(object.Get("offset")), int_of(object.Get("bytes")),
-          file_dtype_of(string_of(object.Get("dtype")))};
+          file_dtype_of(string_of(object.Get("dtype"))), layout_of(object.Get("blocks"))};
 }
 
 }  // namespace

@@ -75,8 +75,8 @@ struct PackedPlace {
 ConvertErrors copy_piece(const SourceReader& reader, const ConvertArgs& args, const PieceScratch& scratch,
                          int64_t begin, int64_t end) {
   const PackedPlace out(args, begin);
-  reader.read(out.codes, args.source->codes, begin / 2, end / 2);
-  reader.read_scales(out.scales, args.tensor, args.source->scales, begin, end, scratch.raw);
+  reader.read_packed(out.codes, out.scales, args.tensor, args.source->codes, args.source->scales, begin, end,
+                     scratch.raw);
   ConvertErrors errors;
   errors.subnormal_scales = std::count_if(out.scales, out.scales + (end - begin) / kBlockSize,
                                           [](uint8_t scale) { return scale > 0 && scale < 8; });

@@ -139,16 +139,16 @@ class Loader {
     fill(p, packed_bytes(source), source.residual,
          [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
            const TensorExtent tensor = extent_of(p);
-           reader_.read(slab.codes(begin), source.codes, begin / 2, end / 2);
-           reader_.read_scales(slab.scales(begin), tensor, source.scales, begin, end, scratch.raw);
+           reader_.read_packed(slab.codes(begin), slab.scales(begin), tensor, source.codes, source.scales, begin, end,
+                               scratch.raw);
            if (!source.residual) return;
-           reader_.read(slab.residual_codes(begin), source.residual_codes, begin / 2, end / 2);
-           reader_.read_scales(slab.residual_scales(begin), tensor, source.residual_scales, begin, end, scratch.raw);
+           reader_.read_packed(slab.residual_codes(begin), slab.residual_scales(begin), tensor, source.residual_codes,
+                               source.residual_scales, begin, end, scratch.raw);
          });
   }
 
   void load_dense(Parameter& p, const TensorSource& source) {
-    const bool same = storage_of(source.values.dtype) == p.storage;
+    const bool same = source.values.layout == Layout::kPlain && storage_of(source.values.dtype) == p.storage;
     fill(p, source.values.bytes, false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
       uint8_t* out = slab.dense(begin);
       const PieceName name{p.name, begin, p.cols};

@@ -1,5 +1,5 @@
-// Fills parameters from files by offset. TypeScript parsed the index (.dat or safetensors) and says where each tensor
-// lies.
+// Fills parameters from files by offset. TypeScript parsed the index (.dat, safetensors or GGUF) and says where each
+// tensor lies.
 #pragma once
 
 #include <functional>
@@ -12,11 +12,15 @@
 
 namespace qn {
 
+// How the elements of a range lie: one after the other, or in the blocks of format/ggml_blocks.h.
+enum class Layout : uint8_t { kPlain, kGgmlNvfp4, kGgmlQ8 };
+
 // Bytes [offset, offset + bytes) of files[file].
 struct FileRange {
   int32_t file = 0;
   int64_t offset = 0, bytes = 0;
-  DType dtype = DType::kF32;
+  DType dtype = DType::kF32;  // of what is read from it: f32 of Q8_0 blocks
+  Layout layout = Layout::kPlain;
 };
 
 struct TensorSource {
@@ -24,7 +28,7 @@ struct TensorSource {
   bool packed = false;  // true: codes + scales (+ global_scale); false: values
   FileRange values;     // kF32, kF16, kBF16
   FileRange codes;      // kU8
-  FileRange scales;     // kE4M3, kF16 or kF32; the last two must hold E4M3 values exactly
+  FileRange scales;     // kE4M3, kF16 or kF32; the last two must hold E4M3 values exactly. Of NVFP4 blocks both are one
   float global_scale = 1.0f;
   bool two_level = false;
   bool residual = false;  // only of a two-level source: codes and scales of what the packed value misses, as above

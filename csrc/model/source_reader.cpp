@@ -4,9 +4,30 @@
 #include <cmath>
 
 #include "core/status.h"
+#include "format/ggml_blocks.h"
 #include "ops/gemm.h"
 
 namespace qn {
+
+namespace {
+
+struct BlockSize {
+  int64_t elements, bytes;
+};
+
+BlockSize block_of(Layout layout) {
+  switch (layout) {
+    case Layout::kGgmlNvfp4:
+      return {kGgmlNvfp4Columns, kGgmlNvfp4Bytes};
+    case Layout::kGgmlQ8:
+      return {kGgmlQ8Columns, kGgmlQ8Bytes};
+    case Layout::kPlain:
+      break;
+  }
+  return {1, 0};
+}
+
+}  // namespace
 
 SourceReader::SourceReader(const std::vector<std::string>& files, const Cpu& cpu) : kernels_(linear_kernels(cpu.isa)) {
   for (const std::string& path : files) files_.push_back(File::open_for_reading(path));
@@ -17,9 +38,15 @@ void SourceReader::check(const TensorExtent& tensor, const TensorSource& source)
   const std::string& name = tensor.name;
   if (!source.packed) {
     check_range(tensor, source.values, tensor.count, {DType::kF32, DType::kF16, DType::kBF16});
+    if (source.values.layout == Layout::kGgmlNvfp4) fail(Code::kInvalidArgument, "%s is NVFP4", name.c_str());
     return;
   }
   if (!tensor.packs) fail(Code::kInvalidArgument, "%s cannot be NVFP4", name.c_str());
+  if (source.codes.layout == Layout::kGgmlQ8 || source.codes.layout != source.scales.layout ||
+      (source.residual &&
+       (source.residual_codes.layout != Layout::kPlain || source.residual_scales.layout != Layout::kPlain))) {
+    fail(Code::kInvalidArgument, "the codes and scales of %s lie in different blocks", name.c_str());
+  }
   check_range(tensor, source.codes, tensor.count / 2, {DType::kU8});
   check_range(tensor, source.scales, tensor.count / kBlockSize, {DType::kE4M3, DType::kF16, DType::kF32});
   if (source.residual) {
@@ -34,9 +61,13 @@ void SourceReader::check(const TensorExtent& tensor, const TensorSource& source)
 
 void SourceReader::check_range(const TensorExtent& tensor, const FileRange& range, int64_t count,
                                std::initializer_list<DType> dtypes) const {
+  const BlockSize block = block_of(range.layout);
+  // Blocks are those of the tensor's elements, whatever part of it is read from them.
+  const bool fits = range.layout == Layout::kPlain ? range.bytes == count * dtype_bytes(range.dtype)
+                                                   : tensor.cols % block.elements == 0 &&
+                                                         range.bytes == tensor.count / block.elements * block.bytes;
   if (std::find(dtypes.begin(), dtypes.end(), range.dtype) == dtypes.end() || range.file < 0 ||
-      range.file >= static_cast<int64_t>(files_.size()) || range.offset < 0 ||
-      range.bytes != count * dtype_bytes(range.dtype)) {
+      range.file >= static_cast<int64_t>(files_.size()) || range.offset < 0 || !fits) {
     fail(Code::kInvalidArgument, "the source of %s is not the %lld elements that it needs", tensor.name.c_str(),
          (long long)count);
   }
@@ -51,6 +82,31 @@ void SourceReader::check_range(const TensorExtent& tensor, const FileRange& rang
 void SourceReader::read(void* out, const FileRange& range, int64_t begin, int64_t end) const {
   const int64_t width = dtype_bytes(range.dtype);
   files_[static_cast<size_t>(range.file)].read_exact(out, range.offset + begin * width, (end - begin) * width);
+}
+
+void SourceReader::read_packed(uint8_t* code_bytes, uint8_t* scale_bytes, const TensorExtent& tensor,
+                               const FileRange& codes, const FileRange& scales, int64_t begin, int64_t end,
+                               uint8_t* raw) const {
+  if (codes.layout == Layout::kPlain) {
+    read(code_bytes, codes, begin / 2, end / 2);
+    read_scales(scale_bytes, tensor, scales, begin, end, raw);
+    return;
+  }
+  read_blocks(raw, tensor, codes, begin, end);
+  unpack_ggml_nvfp4(code_bytes, scale_bytes, raw, end - begin);
+  check_scales(scale_bytes, (end - begin) / kBlockSize, {tensor.name, begin / kBlockSize, tensor.cols / kBlockSize});
+}
+
+void SourceReader::read_blocks(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin,
+                               int64_t end) const {
+  const BlockSize block = block_of(range.layout);
+  if (begin % block.elements != 0 || end % block.elements != 0) {
+    fail(Code::kInvalidArgument, "elements [%lld, %lld) of %s are not whole blocks", (long long)begin, (long long)end,
+         tensor.name.c_str());
+  }
+  const int64_t first = begin / block.elements, last = end / block.elements;
+  files_[static_cast<size_t>(range.file)].read_exact(out, range.offset + first * block.bytes,
+                                                     (last - first) * block.bytes);
 }
 
 void SourceReader::read_scales(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin,
@@ -68,6 +124,11 @@ void SourceReader::read_scales(uint8_t* out, const TensorExtent& tensor, const F
 
 void SourceReader::read_values(float* out, const TensorExtent& tensor, const FileRange& range, int64_t begin,
                                int64_t end, uint8_t* raw) const {
+  if (range.layout == Layout::kGgmlQ8) {
+    read_blocks(raw, tensor, range, begin, end);
+    unpack_ggml_q8_0(out, raw, end - begin);
+    return check_finite(out, DType::kF32, end - begin, {tensor.name, begin, tensor.cols});
+  }
   void* in = range.dtype == DType::kF32 ? static_cast<void*>(out) : raw;
   read(in, range, begin, end);
   check_finite(in, range.dtype, end - begin, {tensor.name, begin, tensor.cols});
@@ -91,14 +152,15 @@ void SourceReader::read_decoded(const PieceScratch& scratch, const TensorExtent&
 void SourceReader::decode(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& codes,
                           const FileRange& scales, float global, int64_t begin, int64_t end, bool add) const {
   uint8_t *code_bytes = scratch.raw, *scale_bytes = scratch.raw + kPiece / 2;
-  read(code_bytes, codes, begin / 2, end / 2);
-  read_scales(scale_bytes, tensor, scales, begin, end, scratch.more);
+  read_packed(code_bytes, scale_bytes, tensor, codes, scales, begin, end, scratch.more);
   kernels_.decode_nvfp4(scratch.values, code_bytes, scale_bytes, global, end - begin, add);
 }
 
 int64_t packed_bytes(const TensorSource& source) {
   const int64_t residual = source.residual ? source.residual_codes.bytes + source.residual_scales.bytes : 0;
-  return source.codes.bytes + source.scales.bytes + residual;
+  // NVFP4 blocks have codes and scales in the same bytes.
+  const int64_t scales = source.codes.layout == Layout::kPlain ? source.scales.bytes : 0;
+  return source.codes.bytes + scales + residual;
 }
 
 }  // namespace qn

@@ -42,11 +42,11 @@ class SourceReader {
   // Error(kInvalidArgument) unless the source is the tensor, Error(kTruncated) where a file ends inside it.
   void check(const TensorExtent& tensor, const TensorSource& source) const;
 
-  // Bytes as they are stored.
+  // Bytes as they are stored, of a plain range.
   void read(void* out, const FileRange& range, int64_t begin, int64_t end) const;
-  // E4M3 scales of the blocks of elements [begin, end).
-  void read_scales(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
-                   uint8_t* raw) const;
+  // Codes and E4M3 scales of elements [begin, end), straight from the file or through `raw`.
+  void read_packed(uint8_t* code_bytes, uint8_t* scale_bytes, const TensorExtent& tensor, const FileRange& codes,
+                   const FileRange& scales, int64_t begin, int64_t end, uint8_t* raw) const;
   // Dense values as f32: straight from the file, or through `raw`.
   void read_values(float* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
                    uint8_t* raw) const;
@@ -57,6 +57,10 @@ class SourceReader {
  private:
   void check_range(const TensorExtent& tensor, const FileRange& range, int64_t count,
                    std::initializer_list<DType> dtypes) const;
+  void read_scales(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
+                   uint8_t* raw) const;
+  // Whole blocks of the file that hold elements [begin, end).
+  void read_blocks(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end) const;
   void decode(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& codes, const FileRange& scales,
               float global, int64_t begin, int64_t end, bool add) const;
 

@@ -1,12 +1,11 @@
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
-import { readFile, stat } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
 import type { ChatMessage, ChatTemplateOptions } from '../../types/chat'
 import { checkPath, wrongType, wrongValue } from '../check'
-import { Qwen3Nvfp4Error, ioError } from '../errors'
+import { Qwen3Nvfp4Error } from '../errors'
 import { byteLevelToBytes } from './byte-level'
 import { ChatTemplate, templateSource } from './chat-template'
 import { Utf8Stream } from './text-stream'
+import { readTokenizerFiles } from './tokenizer-files'
 
 export interface EncodeOptions {
   /** Adds what the tokenizer's post-processor adds around a text (Qwen3: nothing). Default: false. */
@@ -46,29 +45,6 @@ function tokenText(token: unknown): string | undefined {
 function checkJsonObject(value: unknown, name: string): object {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw wrongType('an object', name, value)
   return value
-}
-
-async function readJson(path: string): Promise<object> {
-  const text = await readFile(path, 'utf8').catch((cause: unknown) => {
-    throw ioError('read', path, cause)
-  })
-  try {
-    return checkJsonObject(JSON.parse(text), path)
-  } catch (cause) {
-    throw new Qwen3Nvfp4Error('TOKENIZER_INVALID', `${path} is not a JSON object: ${(cause as Error).message}`, {
-      cause,
-      file: path,
-    })
-  }
-}
-
-/** Undefined when there is no such file; any other failure is an error. */
-async function ifPresent<T>(read: Promise<T>): Promise<T | undefined> {
-  return read.catch((error: unknown) => {
-    const { code, cause } = error as { code?: string; cause?: { code?: string } }
-    if (code === 'ENOENT' || cause?.code === 'ENOENT') return undefined
-    throw error
-  })
 }
 
 /** Text to ids and back, by a Hugging Face tokenizer.json of the byte-level kind (Qwen3's). */
@@ -122,22 +98,11 @@ export class Tokenizer {
 
   /**
    * Reads `path`, a tokenizer.json or a folder with one, and the tokenizer_config.json and chat_template.jinja beside it
-   * where they exist (the latter wins over a template in the former).
+   * where they exist (the latter wins over a template in the former); or a `.gguf`, which has a tokenizer in it.
    */
   static async fromFile(path: string | URL): Promise<Tokenizer> {
-    path = checkPath('path', path)
-    const info = await stat(path).catch((cause: unknown) => {
-      throw ioError('read', String(path), cause)
-    })
-    const file = info.isDirectory() ? join(path, 'tokenizer.json') : path
-    const folder = dirname(file)
-    const [tokenizerJson, tokenizerConfig, template] = await Promise.all([
-      readJson(file),
-      ifPresent(readJson(join(folder, 'tokenizer_config.json'))),
-      ifPresent(readFile(join(folder, 'chat_template.jinja'), 'utf8')),
-    ])
-    const config = template === undefined ? tokenizerConfig : { ...tokenizerConfig, chat_template: template }
-    return new Tokenizer(tokenizerJson, config ?? {})
+    const { tokenizer, config } = await readTokenizerFiles(checkPath('path', path))
+    return new Tokenizer(tokenizer, config)
   }
 
   /** From the parsed contents of tokenizer.json and tokenizer_config.json. */

@@ -16,7 +16,7 @@ interface Flags {
 export function inspectCommand(): Command {
   return new Command('inspect')
     .description(
-      'say what is in a .dat file, a safetensors file or a Hugging Face directory, from its index alone; ends with code 1\n' +
+      'say what is in a .dat, .gguf or safetensors file or a Hugging Face directory, from its index alone; ends with code 1\n' +
         'when it would not load',
     )
     .argument('<path>', 'the checkpoint')

@@ -42,7 +42,7 @@ const storages = ['nvfp4', 'fp32', 'bf16', 'fp16'] as const
 export function addModelFlags(command: Command, { tokenizer }: { tokenizer: boolean }): Command {
   command
     .optionsGroup('Model:')
-    .addOption(flag('--model <path>', 'a .dat file, or a Hugging Face directory with safetensors files', text))
+    .addOption(flag('--model <path>', 'a .dat or .gguf file, or a Hugging Face directory with safetensors files', text))
     .addOption(
       flag(
         '--random-model <name>',
@@ -55,7 +55,8 @@ export function addModelFlags(command: Command, { tokenizer }: { tokenizer: bool
     .addOption(flag('--model-dir <dir>', 'folder of config.json (default: that of the .dat file)', text))
     .addOption(flag('--config <file>', 'config.json of the model, where it has none', text))
   if (tokenizer) {
-    const beside = "tokenizer.json or its folder (default: --model's folder, then --model-dir)"
+    const beside =
+      "tokenizer.json, its folder or a .gguf (default: --model's folder, then --model-dir; a .gguf has its own)"
     command.addOption(flag('--tokenizer <path>', beside, text))
   }
   return command
@@ -152,6 +153,7 @@ async function randomConfig(name: string): Promise<Qwen3Config> {
 /** The tokenizer of --tokenizer, or the one beside the model. */
 export async function openTokenizer(flags: ModelFlags): Promise<Tokenizer> {
   if (flags.tokenizer !== undefined) return Tokenizer.fromFile(flags.tokenizer)
+  if (flags.model?.endsWith('.gguf')) return Tokenizer.fromFile(flags.model)
   const folders: string[] = []
   if (flags.model !== undefined) folders.push((await isFolder(flags.model)) ? flags.model : dirname(flags.model))
   if (flags.modelDir !== undefined) folders.push(flags.modelDir)

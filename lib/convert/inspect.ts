@@ -12,7 +12,7 @@ import { parameterSpecs } from '../model/parameter-specs'
 import { formatOfTensors } from '../model/tensor-names'
 
 /**
- * Says what is in a `.dat`, a safetensors file or a Hugging Face directory, and whether it is the model that its
+ * Says what is in a `.dat`, a GGUF, a safetensors file or a Hugging Face directory, and whether it is the model that its
  * configuration describes. Reads the index alone; with `scales: true` also every NVFP4 block scale.
  *
  * @example
@@ -63,7 +63,8 @@ async function surveyFiles(
     return { config, format, survey, problems: survey.problems.map(({ message }) => message) }
   } catch (error) {
     if (!(error instanceof Qwen3Nvfp4Error)) throw error
-    return { format: files.isDat ? 'dat' : formatOfTensors(files.entries), problems: [error.message] }
+    const format = files.kind === 'safetensors' ? formatOfTensors(files.entries) : files.kind
+    return { format, problems: [error.message] }
   }
 }
 
@@ -89,10 +90,15 @@ async function addStatistics(
 ): Promise<void> {
   for (const tensor of tensors) {
     const isScales = tensor.part === 'scales' || tensor.part === 'residualScales'
-    if (!isScales || tensor.bytes !== tensor.shape.reduce((a, b) => a * b, 1)) continue
+    // Blocks of a GGUF are 36 bytes, of which the first 4 are scales.
+    const isBlocks = tensor.dtype === 'nvfp4' && tensor.part !== undefined
+    if (!isBlocks && (!isScales || tensor.bytes !== tensor.shape.reduce((a, b) => a * b, 1))) continue
     throwIfAborted(signal)
     const counts = new Float64Array(256)
-    for await (const chunk of files.stream(tensor)) for (const scale of chunk) counts[scale]!++
+    let at = 0
+    for await (const chunk of files.stream(tensor)) {
+      for (const scale of chunk) if (!isBlocks || at++ % 36 < 4) counts[scale]!++
+    }
     tensor.scales = statisticsOf(counts)
   }
 }

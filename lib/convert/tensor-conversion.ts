@@ -25,7 +25,9 @@ export interface ConversionRun {
 
 /** Bytes that a source is read from. */
 export function sourceBytes({ values, codes, scales, residualCodes, residualScales }: NativeTensorSource): number {
-  return [values, codes, scales, residualCodes, residualScales].reduce((sum, range) => sum + (range?.bytes ?? 0), 0)
+  // NVFP4 blocks have codes and scales in the same bytes.
+  const ranges = [values, codes, codes?.blocks ? undefined : scales, residualCodes, residualScales]
+  return ranges.reduce((sum, range) => sum + (range?.bytes ?? 0), 0)
 }
 
 export class TensorConversion {

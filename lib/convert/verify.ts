@@ -57,7 +57,7 @@ export async function verify(a: string | URL, b: string | URL, options?: VerifyO
     } else {
       compared++
       const found =
-        by === 'bits' ? await compareBits(run, one, other, files) : await compareValues(run, spec, one, other)
+        by === 'bits' ? await compareBits(run, spec, one, other, files) : await compareValues(run, spec, one, other)
       if (found) differences.push({ name, ...found })
     }
     doneBytes += (one ? sourceBytes(one) : 0) + (other ? sourceBytes(other) : 0)
@@ -125,14 +125,19 @@ async function compareValues(
 
 const mainParts = ['values', 'codes', 'scales', 'residualCodes', 'residualScales'] as const
 
+/** Blocks of Q8_0 are compared as they are, and those of NVFP4 as the codes and scales in them. */
+const kindOf = (part: string, { dtype, blocks }: NativeFileRange) => `${part} ${blocks === 'q8_0' ? blocks : dtype}`
+
 async function compareBits(
-  { a, b, signal }: Comparison,
+  run: Comparison,
+  spec: ParameterSpec,
   one: NativeTensorSource,
   other: NativeTensorSource,
   files: Files,
 ): Promise<Found | undefined> {
+  const { a, b, signal } = run
   const storage = (source: NativeTensorSource) =>
-    mainParts.flatMap((part) => (source[part] ? [`${part} ${source[part].dtype}`] : [])).join(', ')
+    mainParts.flatMap((part) => (source[part] ? [kindOf(part, source[part])] : [])).join(', ')
   if (storage(one) !== storage(other)) {
     return { kind: 'storage', message: `${storage(one)} in one, ${storage(other)} in the other` }
   }
@@ -140,10 +145,44 @@ async function compareBits(
   if (scaleA !== scaleB) {
     return { kind: 'global-scale', message: `a global scale of ${scaleA} in one, ${scaleB} in the other` }
   }
+  const inBlocks = [one, other].some(({ codes }) => codes?.blocks)
+  if (inBlocks) return comparePacked(run, spec, one, other)
   for (const part of mainParts) {
     if (!one[part] || !other[part]) continue
     const at = await firstDifference(files, a, one[part], b, other[part], signal)
     if (at !== undefined) return { kind: 'bits', message: `${part} differ from byte ${at} on` }
+  }
+  return undefined
+}
+
+/** Codes and scales of which one side at least lies in blocks: taken out of them a range at a time. */
+async function comparePacked(
+  { a, b, device, signal }: Comparison,
+  { rows, cols }: ParameterSpec,
+  one: NativeTensorSource,
+  other: NativeTensorSource,
+): Promise<Found | undefined> {
+  const count = rows * cols
+  const target = { storage: 'nvfp4', copies: true, globalScale: 1, scaleRule: 'amax' } as const
+  for (let begin = 0; begin < count; begin += rangeElements) {
+    const range = { count, cols, begin, end: Math.min(begin + rangeElements, count) }
+    const [x, y] = await Promise.all(
+      (
+        [
+          [a.files, one],
+          [b.files, other],
+        ] as const
+      ).map(([files, source]) =>
+        runNative(signal, (cancel) => native().convertRange(device, files, source, range, target, cancel)),
+      ),
+    )
+    for (const [part, elements] of [
+      ['codes', 2],
+      ['scales', 16],
+    ] as const) {
+      const at = x![part]!.findIndex((byte, i) => byte !== y![part]![i])
+      if (at >= 0) return { kind: 'bits', message: `${part} differ from byte ${begin / elements + at} on` }
+    }
   }
   return undefined
 }
@@ -170,8 +209,11 @@ async function firstDifference(
   return undefined
 }
 
-const elementsOf = ({ values, codes }: NativeTensorSource): number =>
-  codes ? codes.bytes * 2 : values!.bytes / (values!.dtype === 'f32' ? 4 : 2)
+function elementsOf({ values, codes }: NativeTensorSource): number {
+  if (codes) return codes.blocks ? (codes.bytes / 36) * 64 : codes.bytes * 2
+  if (values!.blocks) return (values!.bytes / 34) * 32
+  return values!.bytes / (values!.dtype === 'f32' ? 4 : 2)
+}
 
 /** Files that stay open from one range to the next. */
 class Files implements AsyncDisposable {

@@ -1,6 +1,7 @@
 import type { ByteSource, DatEntry } from '../../types/format'
 import { Qwen3Nvfp4Error, throwIfAborted, type ErrorDetails, type ErrorCode } from '../errors'
 import { readFully } from './byte-source'
+import { ByteWindow } from './byte-window'
 import { findElementType, payloadBytes } from './element-types'
 import { decodeVarint, maxVarintBytes } from './leb128'
 
@@ -37,7 +38,9 @@ export interface IndexOptions {
 /** Walks the headers of a `.dat` and skips the payloads. Memory: one window, and the index itself. */
 export async function readDatIndex(source: ByteSource, options: IndexOptions = {}): Promise<DatEntry[]> {
   const { signal, maxEntries = defaultMaxEntries } = options
-  const window = new Window(source)
+  const window = new ByteWindow(source, (message, offset) =>
+    datError('DAT_TRUNCATED', source.name, message, { offset }),
+  )
   throwIfAborted(signal)
   const count = await readVarint(window, 'the entry count')
   try {
@@ -81,7 +84,7 @@ export function datError(code: ErrorCode, file: string, message: string, details
   return new Qwen3Nvfp4Error(code, `${file}${key}${at}: ${message}`, { ...details, file })
 }
 
-async function readEntry(window: Window, index: number): Promise<DatEntry> {
+async function readEntry(window: ByteWindow, index: number): Promise<DatEntry> {
   const file = window.source.name
   const start = window.position
   const keyBytes = await readVarint(window, `the key length of entry ${index}`)
@@ -135,7 +138,7 @@ function decodeKey(bytes: Uint8Array): string | undefined {
   }
 }
 
-async function readVarint(window: Window, what: string, key?: string): Promise<number> {
+async function readVarint(window: ByteWindow, what: string, key?: string): Promise<number> {
   const offset = window.position
   const { bytes, at, end } = await window.peek(maxVarintBytes)
   const result = decodeVarint(bytes, at, end)
@@ -157,45 +160,4 @@ async function optimizerStateError(source: ByteSource, cause: unknown): Promise<
   if (!optimizers.includes(name)) return undefined
   const message = `this is the state of a ${name} optimizer as exportsd.py writes it, not a state dict of tensors`
   return datError('DAT_OPTIMIZER_STATE', source.name, message, { cause })
-}
-
-/** A view on the file that moves forward: small reads after a skipped payload, larger ones through tiny entries. */
-class Window {
-  position = 0
-  #bytes = new Uint8Array(0)
-  #start = 0
-
-  constructor(readonly source: ByteSource) {}
-
-  /** The next `count` bytes, or fewer at the end of the file. */
-  async peek(count: number): Promise<{ bytes: Uint8Array; at: number; end: number }> {
-    const wanted = Math.min(count, this.source.size - this.position)
-    if (this.position < this.#start || this.position + wanted > this.#start + this.#bytes.length)
-      await this.#fill(wanted)
-    const at = this.position - this.#start
-    return { bytes: this.#bytes, at, end: Math.min(at + count, this.#bytes.length) }
-  }
-
-  async take(count: number, what: string): Promise<Uint8Array> {
-    const { bytes, at, end } = await this.peek(count)
-    if (end - at < count) {
-      const details = { offset: this.position }
-      throw datError('DAT_TRUNCATED', this.source.name, `the file ends inside ${what}`, details)
-    }
-    this.position += count
-    return bytes.subarray(at, end)
-  }
-
-  async #fill(count: number): Promise<void> {
-    const skipped = this.position > this.#start + this.#bytes.length
-    const ahead = Math.max(count, skipped ? 1024 : 65536)
-    const bytes = new Uint8Array(Math.min(ahead, this.source.size - this.position))
-    const onShort = (got: number) =>
-      datError('DAT_TRUNCATED', this.source.name, 'the file became shorter while it was read', {
-        offset: this.position + got,
-      })
-    await readFully(this.source, bytes, this.position, onShort)
-    this.#bytes = bytes
-    this.#start = this.position
-  }
 }

@@ -1,12 +1,20 @@
 import { readFile, stat } from 'node:fs/promises'
 import { basename, dirname, join, resolve } from 'node:path'
-import type { ByteSourceInput, TensorEntry } from '../../types/format'
+import type { GgufValue, TensorEntry } from '../../types/format'
 import { describe } from '../check'
 import { ioError, Qwen3Nvfp4Error, throwIfAborted } from '../errors'
 import { DatReader } from '../format/dat-reader'
+import { GgufReader } from '../format/gguf'
 import { SafetensorsReader } from '../format/safetensors'
 import type { TensorReader } from '../format/tensor-reader'
 import type { IndexedEntry } from './checkpoint-match'
+
+export type FileKind = 'dat' | 'gguf' | 'safetensors'
+
+/** What a file is, by its name: a path without another known ending is a `.dat`. */
+export function kindOf(path: string): FileKind {
+  return path.endsWith('.safetensors') ? 'safetensors' : path.endsWith('.gguf') ? 'gguf' : 'dat'
+}
 
 /** Open readers over the files of one checkpoint, and their entries in order. */
 export class CheckpointFiles implements AsyncDisposable {
@@ -14,16 +22,16 @@ export class CheckpointFiles implements AsyncDisposable {
   readonly paths: string[] = []
   readonly #readers: TensorReader<TensorEntry>[] = []
 
-  private constructor(readonly isDat: boolean) {}
+  private constructor(readonly kind: FileKind) {}
 
-  /** A .dat, a safetensors file, or a folder with model.safetensors or its index. */
+  /** A .dat, a GGUF, a safetensors file, or a folder with model.safetensors or its index. */
   static async open(path: string, signal?: AbortSignal): Promise<CheckpointFiles> {
-    const { isDat, paths, weightMap } = await findFiles(resolve(path))
-    const files = new CheckpointFiles(isDat)
+    const { paths, weightMap } = await findFiles(resolve(path))
+    const files = new CheckpointFiles(kindOf(paths[0]!))
     try {
       for (const each of paths) {
         throwIfAborted(signal)
-        files.#add(each, await (isDat ? DatReader.open(each, { signal }) : SafetensorsReader.open(each)))
+        files.#add(each, await openTensorFile(each, signal))
       }
       if (weightMap) files.#checkWeightMap(weightMap)
       return files
@@ -31,6 +39,15 @@ export class CheckpointFiles implements AsyncDisposable {
       await files.close()
       throw error
     }
+  }
+
+  get isDat(): boolean {
+    return this.kind === 'dat'
+  }
+
+  /** Of a GGUF. */
+  get metadata(): ReadonlyMap<string, GgufValue> {
+    return (this.#readers[0] as GgufReader).metadata
   }
 
   async read({ file, key, storedAs = key, offset, bytes }: IndexedEntry): Promise<Uint8Array> {
@@ -77,13 +94,14 @@ export class CheckpointFiles implements AsyncDisposable {
   }
 }
 
-/** Opens the file that a passed-through tensor came from. */
-export function openTensorFile(path: ByteSourceInput & string): Promise<TensorReader<TensorEntry>> {
-  return path.endsWith('.safetensors') ? SafetensorsReader.open(path) : DatReader.open(path)
+/** A file of whatever kind. */
+export function openTensorFile(path: string, signal?: AbortSignal): Promise<TensorReader<TensorEntry>> {
+  const kind = kindOf(path)
+  if (kind === 'safetensors') return SafetensorsReader.open(path)
+  return kind === 'gguf' ? GgufReader.open(path, { signal }) : DatReader.open(path, { signal })
 }
 
 interface Found {
-  isDat: boolean
   paths: string[]
   weightMap?: Map<string, string>
 }
@@ -95,16 +113,16 @@ async function findFiles(path: string): Promise<Found> {
   } catch (cause) {
     throw ioError('open', path, cause)
   }
-  if (!isFolder) return { isDat: !path.endsWith('.safetensors'), paths: [path] }
+  if (!isFolder) return { paths: [path] }
   const single = join(path, 'model.safetensors')
-  if (await exists(single)) return { isDat: false, paths: [single] }
+  if (await exists(single)) return { paths: [single] }
   const index = join(path, 'model.safetensors.index.json')
   if (await exists(index)) {
     const weightMap = await readWeightMap(index)
     const names = [...new Set(weightMap.values())].sort()
-    return { isDat: false, paths: names.map((name) => join(dirname(index), name)), weightMap }
+    return { paths: names.map((name) => join(dirname(index), name)), weightMap }
   }
-  const message = `${path} has no model.safetensors and no model.safetensors.index.json; pass a .dat by its own path`
+  const message = `${path} has no model.safetensors and no model.safetensors.index.json; pass a .dat or a .gguf by its own path`
   throw new Qwen3Nvfp4Error('CHECKPOINT_NOT_FOUND', message, { file: path })
 }
 

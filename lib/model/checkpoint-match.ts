@@ -4,6 +4,7 @@ import type { DTypeName, TensorEntry } from '../../types/format'
 import type { NativeFileRange, NativeTensorSource } from '../../types/native'
 import { Qwen3Nvfp4Error } from '../errors'
 import { findElementType } from '../format/element-types'
+import { kindOf } from './checkpoint-files'
 import { parameterSpecs, type ParameterSpec } from './parameter-specs'
 import { ignoredSuffix, refusedSuffix, tensorNames } from './tensor-names'
 
@@ -22,10 +23,17 @@ const listed = 20
 
 /** Element types that each part may have in a file, and what they are to the core. Ids 0 and 1 are raw E4M3 bits. */
 type PartTypes = Partial<Record<DTypeName, NativeFileRange['dtype']>>
-const codeTypes: PartTypes = { uint8: 'u8', int8: 'u8', float4_e2m1fn_x2: 'u8' }
-const scaleTypes: PartTypes = { float8_e4m3fn: 'e4m3', uint8: 'e4m3', int8: 'e4m3', float16: 'f16', float32: 'f32' }
+const codeTypes: PartTypes = { uint8: 'u8', int8: 'u8', float4_e2m1fn_x2: 'u8', nvfp4: 'u8' }
+const scaleTypes: PartTypes = {
+  float8_e4m3fn: 'e4m3',
+  uint8: 'e4m3',
+  int8: 'e4m3',
+  float16: 'f16',
+  float32: 'f32',
+  nvfp4: 'e4m3',
+}
 const partTypes: Record<ParameterPart, PartTypes> = {
-  values: { float32: 'f32', float16: 'f16', bfloat16: 'bf16' },
+  values: { float32: 'f32', float16: 'f16', bfloat16: 'bf16', q8_0: 'f32' },
   codes: codeTypes,
   scales: scaleTypes,
   globalScale: { float32: 'f32' },
@@ -33,9 +41,12 @@ const partTypes: Record<ParameterPart, PartTypes> = {
   residualScales: scaleTypes,
 }
 
-/** A file with a head of its own is an untied model, in either spelling of either form. */
+/** The types of which a GGUF has blocks. */
+const isBlocks = (dtype: DTypeName): dtype is 'nvfp4' | 'q8_0' => dtype === 'nvfp4' || dtype === 'q8_0'
+
+/** A `.dat` or GGUF with a head of its own is an untied model, in any spelling. */
 export function hasOwnHead(entries: readonly { key: string }[]): boolean {
-  const names = new Set(['lm_head.weight', 'lm_head.weight.qdata', 'lm_head.qdata'])
+  const names = new Set(['lm_head.weight', 'lm_head.weight.qdata', 'lm_head.qdata', 'output.weight'])
   return entries.some(({ key }) => names.has(key))
 }
 
@@ -72,7 +83,7 @@ export function surveyParameters(
     for (const entry of Object.values(parts)) byKey.delete(entry.key)
   }
   const left = [...byKey.values()]
-  problems.push(unknownMeaning(left, files))
+  problems.push(unknownMeaning(left, format, files))
   const isIgnored = ({ key }: IndexedEntry) => format !== 'dat' && ignoredSuffix.test(key)
   return {
     found,
@@ -102,8 +113,8 @@ export function matchParameters(
 
 /** Codes need scales; a residual needs both of its parts, and the global scale that its own is an eighth of. */
 function missingParts(name: string, format: CheckpointFormat, parts: FoundParts): string[] {
-  const { suffixes, isTwoLevel, stems } = tensorNames[format]
-  if (Object.keys(parts).length === 0) return [name]
+  const { suffixes, isTwoLevel, stems, values } = tensorNames[format]
+  if (Object.keys(parts).length === 0) return [values(name)]
   if (parts.values) return []
   const stem = stems(name).find((each) => parts.codes?.key === each + suffixes.codes) ?? stems(name)[0]!
   const residual = ['residualCodes', 'residualScales'] as const
@@ -117,8 +128,14 @@ function missingParts(name: string, format: CheckpointFormat, parts: FoundParts)
   return needed.filter((part) => !parts[part]).map((part) => stem + suffixes[part])
 }
 
-function unknownMeaning(entries: readonly IndexedEntry[], files: readonly string[]): Qwen3Nvfp4Error | undefined {
-  const refused = entries.filter(({ key }) => refusedSuffix.test(key))
+function unknownMeaning(
+  entries: readonly IndexedEntry[],
+  format: CheckpointFormat,
+  files: readonly string[],
+): Qwen3Nvfp4Error | undefined {
+  // In a GGUF the factor of a dense matrix too.
+  const isRefused = (key: string) => refusedSuffix.test(key) || (format === 'gguf' && key.endsWith('.scale'))
+  const refused = entries.filter(({ key }) => isRefused(key))
   const first = refused[0]
   if (!first) return undefined
   const names = listNames(refused.map(({ key }) => key))
@@ -183,16 +200,19 @@ export function toLayout(
 
 /** NVFP4 before raw values, which are then left over. */
 function findParts(name: string, format: CheckpointFormat, byKey: ReadonlyMap<string, IndexedEntry>): FoundParts {
-  const { stems, suffixes } = tensorNames[format]
-  const values = byKey.get(name)
+  const { stems, suffixes, values: valuesName } = tensorNames[format]
+  const values = byKey.get(valuesName(name))
   for (const stem of stems(name)) {
     const parts: FoundParts = {}
     for (const [part, suffix] of Object.entries(suffixes)) {
       const entry = byKey.get(stem + suffix)
       if (entry) parts[part as ParameterPart] = entry
     }
-    // ModelOpt's codes have the name of dense values; a .dat is packed where it has codes.
-    const packed = format === 'dat' ? parts.codes : parts.scales || parts.globalScale || parts.codes?.key !== name
+    // ModelOpt's codes have the name of dense values; a .dat and a GGUF are packed where they have codes.
+    const packed =
+      format === 'dat' || format === 'gguf'
+        ? parts.codes
+        : parts.scales || parts.globalScale || parts.codes?.key !== name
     if (packed && Object.keys(parts).length > 0) return parts
   }
   if (values && format === 'modelopt' && values.dtype === 'uint8') return { codes: values }
@@ -207,8 +227,8 @@ function checkPart(
 ): Qwen3Nvfp4Error | undefined {
   const { rows, cols, isVector } = spec
   const packs = !isVector && cols % 16 === 0
-  const codes = packs ? [rows, cols / 2] : undefined
-  const scales = packs ? [rows, cols / 16] : undefined
+  const codes = packs ? [rows, isBlocks(entry.dtype) ? cols : cols / 2] : undefined
+  const scales = packs ? [rows, isBlocks(entry.dtype) ? cols : cols / 16] : undefined
   const shapes: Record<ParameterPart, number[] | undefined> = {
     values: isVector ? [cols] : [rows, cols],
     codes,
@@ -217,17 +237,25 @@ function checkPart(
     residualCodes: codes,
     residualScales: scales,
   }
-  if (!partTypes[part][entry.dtype]) return unsupportedType(entry, files, Object.keys(partTypes[part]).join(' | '))
+  if (!partTypes[part][entry.dtype]) return unsupportedType(entry, files, typesOf(part, files[entry.file]!))
   const expected = shapes[part]
   if (expected && expected.join() === entry.shape.join()) return undefined
   const form = isVector ? `f32[${cols}]` : `[${rows}, ${cols}]`
   const needs = expected ? `[${expected.join(', ')}] of parameter ${form}` : `no NVFP4 for parameter ${form}`
-  const message = `${files[entry.file]}: Expected ${needs} for ${entry.key} but received [${entry.shape.join(', ')}]`
-  return new Qwen3Nvfp4Error('CHECKPOINT_SHAPE_MISMATCH', message, { file: files[entry.file], key: entry.key })
+  const { key, storedAs = key } = entry
+  const message = `${files[entry.file]}: Expected ${needs} for ${storedAs} but received [${entry.shape.join(', ')}]`
+  return new Qwen3Nvfp4Error('CHECKPOINT_SHAPE_MISMATCH', message, { file: files[entry.file], key: storedAs })
+}
+
+/** In words. Blocks are in GGUF files alone, where NVFP4 may stand for values too. */
+function typesOf(part: ParameterPart, file: string): string {
+  const types = Object.keys(partTypes[part]) as DTypeName[]
+  if (kindOf(file) !== 'gguf') return types.filter((type) => !isBlocks(type)).join(' | ')
+  return (part === 'values' ? [...types, 'nvfp4'] : types).join(' | ')
 }
 
 function toRange(part: ParameterPart, { file, offset, bytes, dtype }: IndexedEntry): NativeFileRange {
-  return { file, offset, bytes, dtype: partTypes[part][dtype]! }
+  return { file, offset, bytes, dtype: partTypes[part][dtype]!, ...(isBlocks(dtype) && { blocks: dtype }) }
 }
 
 function unsupportedType(entry: IndexedEntry, files: readonly string[], expected: string): Qwen3Nvfp4Error {

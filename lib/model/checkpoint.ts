@@ -15,13 +15,17 @@ import {
 } from './checkpoint-match'
 import { parseQwen3Config, readQwen3Config, toConfigJson } from './config'
 import { splitFused } from './fused-entries'
+import { configOfGguf } from './gguf-config'
+import { splitNvfp4 } from './gguf-names'
 import { readQuantization, type Quantization } from './quantization-config'
 import { formatOfTensors, tensorNames } from './tensor-names'
 
 export interface OpenCheckpointOptions {
   /** The configuration, when there is no config.json. */
   config?: Qwen3Config
-  /** Folder of config.json. Default: beside the file, `<name>.config.json` before `config.json`. */
+  /**
+   * Folder of config.json. Default: beside the file, `<name>.config.json` before `config.json`. A GGUF has its own in it.
+   */
   modelDir?: string | URL
   /** Refuse tensors that the model does not use; false keeps them for saveDat. Default: true. */
   strict?: boolean
@@ -29,7 +33,7 @@ export interface OpenCheckpointOptions {
 }
 
 /**
- * Reads the index of a `.dat` or of a Hugging Face directory and checks it against the configuration. Payloads stay
+ * Reads the index of a `.dat`, of a GGUF or of a Hugging Face directory and checks it against the configuration. Payloads stay
  * where they are: the core reads them by offset.
  */
 export async function openCheckpoint(path: string | URL, options?: OpenCheckpointOptions): Promise<Checkpoint> {
@@ -59,13 +63,16 @@ export async function openCheckpoint(path: string | URL, options?: OpenCheckpoin
 }
 
 /**
- * What kind of checkpoint the files are under a configuration. A .dat decides by its own tensors whether it is tied;
+ * What kind of checkpoint the files are under a configuration. A .dat or GGUF decides by its own tensors whether it is tied;
  * Hugging Face files may repeat the embedding as a head, in whatever form, and there the configuration rules.
  */
 export async function interpret(files: CheckpointFiles, declared: Qwen3Config, modelDir: string | undefined) {
-  const tied = declared.tieWordEmbeddings && !(files.isDat && hasOwnHead(files.entries))
+  const tied = declared.tieWordEmbeddings && !(files.kind !== 'safetensors' && hasOwnHead(files.entries))
   const config = { ...declared, tieWordEmbeddings: tied }
   if (files.isDat) return { config, format: 'dat', entries: files.entries, quantization: undefined } as const
+  if (files.kind === 'gguf') {
+    return { config, format: 'gguf', entries: splitNvfp4(files.entries), quantization: undefined } as const
+  }
   const quantization = await readQuantization(modelDir ?? dirname(files.paths[0]!))
   const used = files.entries.filter(({ key }) => !tied || !/^lm_head\./.test(key))
   return { config, format: formatOf(files, quantization), entries: splitFused(config, used), quantization }
@@ -112,6 +119,7 @@ export function configCandidates(dat: string): [string, string] {
 /** The configuration of a checkpoint from where it is looked for. */
 export async function findConfig(files: CheckpointFiles, modelDir: string | undefined): Promise<Qwen3Config> {
   const first = files.paths[0]!
+  if (files.kind === 'gguf') return configOfGguf(files.metadata, files.entries, first)
   const candidates = modelDir
     ? [join(modelDir, 'config.json')]
     : files.isDat

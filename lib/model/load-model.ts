@@ -1,5 +1,5 @@
 /** The two ways to a model with weights, down to the native object. */
-import type { CheckpointFormat, CheckpointLayout } from '../../types/checkpoint'
+import type { Checkpoint, CheckpointLayout } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
 import type { Compute, NativeDevice, NativeLoadOptions, NativeModel, NativeParameterInfo } from '../../types/native'
 import type { LongOperationOptions } from '../../types/format'
@@ -99,7 +99,7 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
   const checkpoint = await openCheckpoint(path, { modelDir, config, strict, signal })
   emitWarnings(checkpoint.warnings, onWarning)
   const opened = await open(checkpoint.config, device, compute, (model) =>
-    loadParameters(model, checkpoint.files, checkpoint.sources, plan(given, weights, checkpoint.format), {
+    loadParameters(model, checkpoint.files, checkpoint.sources, plan(given, weights, checkpoint), {
       signal,
       onProgress,
     }),
@@ -109,9 +109,9 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
 
 const checkCompute = ({ compute }: ComputeOptions) => checkOneOf('compute', compute ?? 'w4a16', computes)
 
-/** Files that are quantised, and every .dat, keep what they store; dense Hugging Face weights are quantised. */
-function plan(given: LoadOptions, weights: Storage | undefined, format: CheckpointFormat): NativeLoadOptions {
-  const isDense = format === 'hf'
+/** Files with NVFP4, and every .dat, keep what they store; dense ones of Hugging Face and GGUF files are quantised. */
+function plan(given: LoadOptions, weights: Storage | undefined, { format, sources }: Checkpoint): NativeLoadOptions {
+  const isDense = format === 'hf' || (format === 'gguf' && sources.every(({ codes }) => !codes))
   const form = weights ?? (isDense ? 'nvfp4' : undefined)
   return {
     quantize: form === 'nvfp4',

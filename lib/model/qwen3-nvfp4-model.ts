@@ -59,7 +59,7 @@ export class Qwen3Nvfp4Model {
     this.compute = opened.compute
   }
 
-  /** Reads a `.dat` file, or a Hugging Face directory with safetensors files. */
+  /** Reads a `.dat` or `.gguf` file, or a Hugging Face directory with safetensors files. */
   static async load(path: string | URL, options?: LoadOptions): Promise<Qwen3Nvfp4Model> {
     return new Qwen3Nvfp4Model(await loadNative(path, options))
   }

@@ -1,7 +1,10 @@
 import type { CheckpointFormat, ParameterPart } from '../../types/checkpoint'
+import { ggufModule } from './gguf-names'
 
-/** How the files of a format call the parts of a parameter `X.weight`; dense values are `X.weight` in all of them. */
+/** How the files of a format call the parts of a parameter `X.weight`. */
 export interface TensorNames {
+  /** Dense values: `X.weight` but for other names of X. */
+  values(parameter: string): string
   /** What the suffixes follow: spellings in the order in which they are looked for; the first one is written. */
   stems(parameter: string): string[]
   /** Parts that a packed parameter may have, in the order in which they are written. */
@@ -12,10 +15,12 @@ export interface TensorNames {
   isReciprocal: boolean
 }
 
+const same = (parameter: string) => parameter
 const moduleOf = (parameter: string) => parameter.replace(/\.weight$/, '')
 
 export const tensorNames: Record<CheckpointFormat, TensorNames> = {
   dat: {
+    values: same,
     stems: (parameter) => [parameter, moduleOf(parameter)],
     suffixes: {
       codes: '.qdata',
@@ -27,18 +32,34 @@ export const tensorNames: Record<CheckpointFormat, TensorNames> = {
     isTwoLevel: false,
     isReciprocal: false,
   },
-  hf: { stems: (parameter) => [moduleOf(parameter)], suffixes: {}, isTwoLevel: false, isReciprocal: false },
+  hf: {
+    values: same,
+    stems: (parameter) => [moduleOf(parameter)],
+    suffixes: {},
+    isTwoLevel: false,
+    isReciprocal: false,
+  },
   modelopt: {
+    values: same,
     stems: (parameter) => [moduleOf(parameter)],
     suffixes: { codes: '.weight', scales: '.weight_scale', globalScale: '.weight_scale_2' },
     isTwoLevel: true,
     isReciprocal: false,
   },
   'compressed-tensors': {
+    values: same,
     stems: (parameter) => [moduleOf(parameter)],
     suffixes: { codes: '.weight_packed', scales: '.weight_scale', globalScale: '.weight_global_scale' },
     isTwoLevel: true,
     isReciprocal: true,
+  },
+  gguf: {
+    values: (parameter) => `${ggufModule(moduleOf(parameter))}.weight`,
+    stems: (parameter) => [ggufModule(moduleOf(parameter))],
+    // Codes and scales are two views of one tensor (splitNvfp4).
+    suffixes: { codes: '.weight.codes', scales: '.weight.scales', globalScale: '.scale' },
+    isTwoLevel: false,
+    isReciprocal: false,
   },
 }
 
