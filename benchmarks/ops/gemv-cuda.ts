@@ -2,7 +2,7 @@
  * Matrix-vector products of a decoded token on CUDA device 0, at Qwen3-4B's shapes: µs and GB/s of each launch beside a
  * kernel that only reads the same bytes, and of the projections of a whole token in one graph.
  *
- *   npx tsx benchmarks/ops/gemv-cuda.ts [replays: 5] [shapes | tokens | input | layers | l2 | chain: all but chain]
+ *   npx tsx benchmarks/ops/gemv-cuda.ts [replays: 5] [shapes | tokens | input | layers | l2: all]
  *
  * As in linear-cuda.ts, every figure is the fastest of the replays of a graph that walks once through at least 1.25 GB of
  * distinct random weights, divided by the launches: gaps between kernels are included.
@@ -99,101 +99,30 @@ function fromL2(): void {
   }
 }
 
-interface Launch {
-  overlap?: boolean
-  stages?: number
-  chunks?: number
-  trigger?: number
-  fillLate?: boolean
-  defaultCarveout?: boolean
-  uneven?: boolean
-}
-type Variant = Record<Shape['key'] | 'attention', Launch>
-const every = (launch: Launch): Variant => ({
-  qkv: launch,
-  attention: { overlap: true },
-  o: launch,
-  gateUp: launch,
-  down: launch,
-  head: launch,
+/** Which launches of a token overlap the one before them. */
+type Variant = Record<Shape['key'] | 'attention', boolean>
+const every = (overlap: boolean): Variant => ({
+  qkv: overlap,
+  attention: overlap,
+  o: overlap,
+  gateUp: overlap,
+  down: overlap,
+  head: overlap,
 })
-const layerTimes = (variants: Variant[], context: number, T = 1): number[] =>
-  ops.gemvLayersCudaTime!({ T, layers: 36, context, variants }, replays)
 
 function layers(): void {
-  console.log('\nProjections of one token, 36 layers and head: µs, and µs when launches overlap')
+  console.log('\nA token of 36 layers and head, µs: no launch overlaps the one before, all do, all but gate and up')
   const plain =
     36 * shapes.slice(0, 4).reduce((sum, shape) => sum + read(bytesOf(shape)), 0) + read(bytesOf(shapes[4]!))
-  for (const T of [1, 8]) {
-    const times = layerTimes([every({}), every({ overlap: true })], 0, T)
-    row(`T ${T}`, ...times.map((us) => us.toFixed(1)), `plain reads ${plain.toFixed(1)}`)
+  const variants = [every(false), every(true), { ...every(true), gateUp: false }]
+  for (const [name, T, context] of [
+    ['projections', 1, 0],
+    ['attention over 512 too', 1, 512],
+    ['projections of 8 tokens', 8, 0],
+  ] as const) {
+    const times = ops.gemvLayersCudaTime!({ T, layers: 36, context, variants }, replays) as number[]
+    row(name, ...times.map((us) => us.toFixed(1)), `  plain reads ${plain.toFixed(1)}`)
   }
-}
-
-const KINDS = [
-  [2, 4],
-  [1, 4],
-  [4, 4],
-  [2, 2],
-  [4, 2],
-  [6, 2],
-] as const
-const TRIGGERS = [1, 2, 3, 4]
-const BOTH = [false, true]
-
-const described = ({ overlap, stages, chunks, trigger, fillLate, defaultCarveout, uneven }: Launch) =>
-  `${stages} ${chunks}${overlap ? ` t${trigger}` : ' apart'}${fillLate ? ' late' : ''}${defaultCarveout ? ' carve' : ''}${uneven ? ' uneven' : ''}`
-
-/** Every way to lay out and to overlap the launches of a token, without attention and with it; then launch by launch. */
-function chain(): void {
-  const context = 512
-  const table: Launch[] = []
-  for (const [stages, chunks] of KINDS)
-    for (const uneven of BOTH)
-      for (const defaultCarveout of BOTH) {
-        table.push({ stages, chunks, uneven, defaultCarveout, trigger: 2 })
-        for (const trigger of TRIGGERS)
-          for (const fillLate of BOTH)
-            table.push({ overlap: true, stages, chunks, uneven, defaultCarveout, trigger, fillLate })
-      }
-  const bare = layerTimes(table.map(every), 0)
-  const whole = layerTimes(table.map(every), context)
-  console.log(
-    '\nµs a token: projections alone, with attention; all layouts of 2 stages of 4 chunks, then the best of all',
-  )
-  const print = (i: number) => row(described(table[i]!), bare[i]!.toFixed(0), whole[i]!.toFixed(0))
-  const indices = table.map((_, i) => i)
-  indices.filter((i) => table[i]!.stages === 2 && table[i]!.chunks === 4).forEach(print)
-  const order = indices.sort((a, b) => whole[a]! - whole[b]!)
-  order.slice(0, 16).forEach(print)
-
-  const start = table[order[0]!]!
-  let best = every(start)
-  let us = whole[order[0]!]!
-  for (let pass = 0; pass < 2; pass++) {
-    for (const { key } of shapes) {
-      const launches: Launch[] = KINDS.flatMap(([stages, chunks]) => [
-        ...TRIGGERS.map((trigger) => ({ ...start, stages, chunks, overlap: true, trigger })),
-        { ...start, stages, chunks, overlap: false },
-      ])
-      const times = layerTimes(
-        launches.map((launch) => ({ ...best, [key]: launch })),
-        context,
-      )
-      const fastest = times.indexOf(Math.min(...times))
-      if (times[fastest]! < us) {
-        us = times[fastest]!
-        best = { ...best, [key]: launches[fastest]! }
-      }
-      row(`${pass} ${key}`, described(best[key]), us.toFixed(0))
-    }
-    const apart = { ...best, attention: {} }
-    const [without] = layerTimes([apart], context)
-    if (without! < us) [best, us] = [apart, without!]
-    row(`${pass} attention apart`, without!.toFixed(0))
-  }
-  console.log(JSON.stringify(best))
-  row('so, projections alone', layerTimes([best], 0)[0]!.toFixed(1))
 }
 
 if (!only || only === 'shapes') eachShape()
@@ -201,4 +130,3 @@ if (!only || only === 'tokens') tokens()
 if (!only || only === 'input') input()
 if (!only || only === 'layers') layers()
 if (!only || only === 'l2') fromL2()
-if (only === 'chain') chain()

@@ -22,7 +22,6 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   qn::register_linear_cuda_ops(env, ops);
   qn::register_linear_w4a4_cuda_ops(env, ops);
   qn::register_gemv_cuda_ops(env, ops);
-  qn::register_decode_chain_cuda_ops(env, ops);
   qn::register_small_ops(env, ops);
   qn::register_small_cuda_ops(env, ops);
   qn::register_small_cuda_times(env, ops);

@@ -9,13 +9,10 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <map>
-#include <optional>
 #include <thread>
 
 #include "core/cuda_graph.h"
-#include "model/decode_chains.h"
 #include "model/engine.h"
 #include "ops/attention_decode_fused.h"
 #include "ops/decode_begin.h"
@@ -50,8 +47,6 @@ class Decoder {
                             top_logprobs_ * static_cast<int64_t>(sizeof(TokenLogprob)))),
         sampling_(args.sampling),
         fuses_attention_(attention_decode_fused_fits_cuda(c_.Q, c_.KV, c_.D, kPageTokens)) {
-    s_.k = reinterpret_cast<Activation*>(bf16(s_.q) + c_.Q * c_.D);
-    s_.v = reinterpret_cast<Activation*>(bf16(s_.k) + c_.KV * c_.D);
     widen_norms();
     for (int32_t slot = 0; slot < kRingSlots; ++slot) ring_.as<SampleResult>()[slot].position = -1;
     if (sampling_.repetition_penalty != 1.0f) {
@@ -60,11 +55,6 @@ class Decoder {
       mark_seen(args.prompt);
     }
     logits_ = Buffer(model.device().ledger(), MemoryKind::kActivations, c_.V * 4);
-    // A choice for measurements (benchmarks/gpu/decode.ts) while neither way is the faster one everywhere.
-    if (std::getenv("QN_DECODE_CHAINS") && fuses_attention_ && DecodeChains::fit(model)) {
-      chains_.emplace(model, DecodeChains::Rows{bf16(s_.x), bf16(s_.q), bf16(s_.att), logits_.as<float>(), s_.position},
-                      [this](const Parameter& p) { return norm_weight(p); });
-    }
   }
 
   // The logits after the prompt: asks for the first token.
@@ -130,7 +120,9 @@ class Decoder {
     Scratch s{};
     s.x = activations(c.H);
     s.x_norm = activations(c.H);
-    s.q = activations((c.Q + 2 * c.KV) * c.D);  // and k and v, side by side
+    s.q = activations(c.Q * c.D);
+    s.k = activations(c.KV * c.D);
+    s.v = activations(c.KV * c.D);
     s.att = activations(c.Q * c.D);
     s.gate = activations(c.F);
     s.up = activations(c.F);
@@ -214,16 +206,8 @@ class Decoder {
     decode_begin_cuda(
         {s_.position, s_.cosines, s_.sines, c_.D, c_.rope_base, bf16(s_.x), model_.embedding().view(), s_.next_id},
         stream_);
-    if (chains_) {
-      chains_->begin(stream_);
-      for (int64_t i = 0; i < c_.L; ++i) {
-        attend(model_.layer(i), i, bound);
-        chains_->after_attention(i, stream_);
-      }
-    } else {
-      for (int64_t i = 0; i < c_.L; ++i) layer(i, bound);
-      head();
-    }
+    for (int64_t i = 0; i < c_.L; ++i) layer(i, bound);
+    head();
     sample(logits_.as<float>());
   }
 
@@ -252,12 +236,7 @@ class Decoder {
     }
     args.norm = norm ? norm_weight(*norm) : nullptr;
     args.norm_eps = c_.eps;
-    // What a token's chain of launches is fastest with on an H200 (benchmarks/ops/gemv-cuda.ts, chain): the next launch
-    // starts while this one still runs, but fetches no weights before its turn, which would only slow this one.
     args.overlap_previous = true;
-    args.tuning.stages = 4;
-    args.tuning.trigger = GemvTrigger::kStaged;
-    args.tuning.fill_late = args.tuning.default_carveout = args.tuning.uneven = true;
     return args;
   }
 
@@ -283,8 +262,7 @@ class Decoder {
     if (packed({p.gate_proj, p.up_proj})) {
       GemvCudaArgs args = product({p.gate_proj, p.up_proj}, {s_.gate}, s_.x, p.post_norm);
       args.swiglu = true;
-      args.overlap_previous = false;  // by the same measurement
-      args.tuning.stages = 2;
+      args.overlap_previous = false;  // H200: 1333 µs a token against 1335
       return gemv_nvfp4_cuda(args, stream_);
     }
     engine_->rms_norm(s_.x_norm, nullptr, s_.x, *p.post_norm, 1, c_.eps);
@@ -372,7 +350,6 @@ class Decoder {
   SampleOptions sampling_;
   bool fuses_attention_;  // whether one launch serves these heads
   Buffer logits_, attention_scratch_;
-  std::optional<DecodeChains> chains_;   // else a launch a product
   std::map<int64_t, CudaGraph> graphs_;  // by the context they are sized for
 };
 

@@ -30,24 +30,6 @@ __device__ __forceinline__ uint32_t load_shared4(uint32_t from) {
   return v;
 }
 
-__device__ __forceinline__ uint2 load_shared8(uint32_t from) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(from) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ uint32_t load_shared2(uint32_t from) {
-  uint16_t v;
-  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(from) : "memory");
-  return v;
-}
-
-__device__ __forceinline__ uint32_t load_shared1(uint32_t from) {
-  uint32_t v;
-  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
-  return v;
-}
-
 // What this thread has asked for since the last commit becomes one group.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

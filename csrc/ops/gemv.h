@@ -33,18 +33,6 @@ struct GemvMatrix {
   int64_t y_stride = 0;  // elements from token to token; 0: N
 };
 
-// When a block lets the next kernel start.
-enum class GemvTrigger : uint8_t { kChosen, kFirst, kAfterWait, kStaged, kMultiplied };
-
-// How the kernel is laid out; zeros: chosen by shape. A ring that does not fit is shortened.
-struct GemvTuning {
-  int stages = 0, chunks = 0, blocks = 0;  // units in flight a warp, 128 columns of a unit, blocks a multiprocessor
-  GemvTrigger trigger = GemvTrigger::kChosen;
-  bool fill_late = false;         // fetches no weights before the wait, where it overlaps
-  bool default_carveout = false;  // leaves the division of L1 and shared memory to the driver
-  bool uneven = false;            // as few blocks as the most rows a block allow
-};
-
 struct GemvCudaArgs {
   GemvMatrix matrices[kGemvMatrices];
   int matrix_count = 1;
@@ -56,10 +44,9 @@ struct GemvCudaArgs {
   const float* norm = nullptr;  // in f32[K], 16-byte aligned, K % 8 == 0, K <= 16384; null: none
   float norm_eps = 0;
   // Lets this kernel start while the one before it in the stream still runs (programmatic dependent launch, from
-  // compute capability 9.0 on) and fetch its first weights; x and y are touched only when that one has ended. Then no
-  // kernel of an unbroken chain of such launches may write weights or the norm.
+  // compute capability 9.0 on); all but the norm is touched only when that one has ended. Then no kernel of an unbroken
+  // chain of such launches may write the norm.
   bool overlap_previous = false;
-  GemvTuning tuning = {};
 };
 
 #if defined(QN_WITH_CUDA)

@@ -29,7 +29,7 @@ export const gpuConfig: Qwen3Config = {
   tieWordEmbeddings: true,
 }
 
-/** Every row is a multiple of 512 columns: a decoded token's products may be chains (csrc/ops/decode_chain.h). */
+/** Every row is a multiple of 512 columns, as in all published models: products of few tokens copy whole units of it. */
 export const wideConfig: Qwen3Config = { ...gpuConfig, hiddenSize: 512, intermediateSize: 1536 }
 
 /** Two heads of 128 without groups, and a head of its own; a vocabulary that is no multiple of 8. */

@@ -1,23 +1,21 @@
 // Matrix-vector products on device 0 from host arrays, bf16 as Uint16Array (ys: or Float32Array):
-//   gemvCuda(ys[], x, weights[], T, { accumulate?, swiglu?, norm?, normEps?, overlap?, tuning })
+//   gemvCuda(ys[], x, weights[], T, { accumulate?, swiglu?, norm?, normEps?, overlap? })
 //   gemvBackwardInputCuda(dx, dy, weights[], T, accumulate)
-//   gemvChainCuda(x, weight [K, K], T, count, { norm, normEps?, overlap?, tuning })
+//   gemvChainCuda(x, weight [K, K], T, count, { norm, normEps?, overlap? })
 //                x = norm(x) · wᵀ, count times, in a graph
 // and for benchmarks, on random data, as microseconds inside a CUDA graph:
 //   gemvCudaTime({ T, K, rows: [N, …], swiglu?, accumulate?, norm?, residual?, overlap?, ringBytes, launches?: at
-//   least,
-//                tuning }, replays)
+//   least }, replays)
 //   gemvBackwardInputCudaTime({ T, K, rows: [N, …], residual?, ringBytes }, replays)
 //   gemvLayersCudaTime({ T, layers, context?, variants }, replays)
 // per launch through distinct weights of ringBytes in all, and per token of Qwen3-4B's projections, with decode
-// attention where there is a context (T 1), for each of the variants { qkv, o, gateUp, down, head: { overlap?, tuning
-// }, attention: { overlap? } }; tuning stands for the fields of GemvTuning.
+// attention where there is a context (T 1), for each of the variants { qkv?, attention?, o?, gateUp?, down?, head? }:
+// whether that launch overlaps the one before it.
 #include <algorithm>
 #include <vector>
 
 #include "binding/ops/cuda_ops.h"
 #include "binding/ops/device_pages.h"
-#include "binding/ops/weight_ring.h"
 #include "core/cuda_graph_timer.h"
 #include "ops/attention_decode_fused.h"
 #include "ops/gemv.h"
@@ -31,16 +29,6 @@ namespace {
 
 Napi::Value member(const Napi::Value& options, const char* name) {
   return options.IsObject() ? options.As<Napi::Object>().Get(name) : options;
-}
-
-GemvTuning tuning_of(const Napi::Value& options) {
-  const auto value = [&](const char* name) { return static_cast<int>(option(options, name)); };
-  GemvTuning tuning{value("stages"), value("chunks"), value("blocks")};
-  tuning.trigger = static_cast<GemvTrigger>(value("trigger"));
-  tuning.fill_late = flag(member(options, "fillLate"));
-  tuning.default_carveout = flag(member(options, "defaultCarveout"));
-  tuning.uneven = flag(member(options, "uneven"));
-  return tuning;
 }
 
 float norm_eps(const Napi::Value& options) {
@@ -71,7 +59,6 @@ void run_gemv(const Napi::CallbackInfo& info) {
   args.accumulate = flag(member(options, "accumulate"));
   args.swiglu = flag(member(options, "swiglu"));
   args.overlap_previous = flag(member(options, "overlap"));
-  args.tuning = tuning_of(options);
   CudaBuffer norm;
   if (member(options, "norm").IsTypedArray()) {
     norm = on_device(array_data<float>(member(options, "norm")), args.K * 4);
@@ -116,7 +103,6 @@ void run_chain(const Napi::CallbackInfo& info) {
   args.norm = norm.as<float>();
   args.norm_eps = norm_eps(options);
   args.overlap_previous = flag(member(options, "overlap"));
-  args.tuning = tuning_of(options);
   // The graph runs once more to warm up, and launch 0 alone before it: an even count leaves the result in x.
   int64_t calls = 0;
   uint16_t* const buffers[2] = {x.bf16(), other.as<uint16_t>()};
@@ -127,6 +113,28 @@ void run_chain(const Napi::CallbackInfo& info) {
     gemv_nvfp4_cuda(args, stream);
   });
   x.download();
+}
+
+// `count` distinct random weights w[N, K] on the device.
+struct WeightRing {
+  int64_t N, K;
+  CudaBuffer codes, scales;
+
+  WeightRing(int64_t rows, int64_t cols, int64_t count)
+      : N(rows),
+        K(cols),
+        codes(random_bytes(count * rows * cols / 2, 0, 256)),
+        scales(random_bytes(count * rows * cols / 16, 0x28, 0x15)) {}
+  // Rows [begin, …) of the i-th.
+  Nvfp4View at(int64_t i, int64_t begin) const {
+    const int64_t from = (i * N + begin) * K;
+    return {codes.as<uint8_t>() + from / 2, scales.as<uint8_t>() + from / 16, 1e-2f};
+  }
+};
+
+CudaBuffer ones(int64_t count) {
+  const std::vector<float> values(static_cast<size_t>(count), 1.0f);
+  return on_device(values.data(), count * 4);
 }
 
 // Several weights' rows in each of `count` rings' places, and as many residuals after them.
@@ -180,7 +188,6 @@ double time_gemv(const Napi::Value& dims, int64_t replays) {
   args.swiglu = flag(member(dims, "swiglu"));
   args.overlap_previous = flag(member(dims, "overlap"));
   if (flag(member(dims, "norm"))) args.norm = norm.as<float>();
-  args.tuning = tuning_of(dims);
   const int64_t launches = std::max(ring.count, option(dims, "launches"));
   return cuda_graph_microseconds(launches, replays, [&](int64_t i, CudaStream stream) {
     for (size_t part = 0; part < ring.parts(); ++part) {
@@ -242,16 +249,15 @@ struct TimedLayers {
     attention_scratch = on_device(zeros.data(), static_cast<int64_t>(zeros.size()));
   }
 
-  void product(const Napi::Value& options, const CudaBuffer& x, const CudaBuffer* x_norm, const WeightRing& ring,
-               int64_t i, std::initializer_list<std::pair<const CudaBuffer*, int64_t>> ys, CudaStream stream) const {
+  void product(bool overlap, const CudaBuffer& x, const CudaBuffer* x_norm, const WeightRing& ring, int64_t i,
+               std::initializer_list<std::pair<const CudaBuffer*, int64_t>> ys, CudaStream stream) const {
     GemvCudaArgs args{};
     args.x = x.as<uint16_t>();
     args.T = T;
     args.K = ring.K;
     args.norm = x_norm ? x_norm->as<float>() : nullptr;
     args.accumulate = !x_norm;
-    args.overlap_previous = flag(member(options, "overlap"));
-    args.tuning = tuning_of(options);
+    args.overlap_previous = overlap;
     args.matrix_count = 0;
     int64_t begin = 0;
     for (const auto& [y, rows] : ys) {
@@ -266,7 +272,7 @@ struct TimedLayers {
     gemv_nvfp4_cuda(args, stream);
   }
 
-  void attend(const Napi::Value& options, int64_t i, CudaStream stream) const {
+  void attend(bool overlap, int64_t i, CudaStream stream) const {
     if (context == 0) return;
     AttentionDecodeFusedCuda args{};
     args.y = att.as<uint16_t>();
@@ -280,20 +286,21 @@ struct TimedLayers {
     args.KV = kKeyHeads;
     args.D = kHeadDim;
     args.eps = 1e-6f;
-    args.overlap_previous = flag(member(options, "overlap"));
+    args.overlap_previous = overlap;
     attention_decode_fused_cuda(args, stream);
   }
 
   double time(const Napi::Value& variant, int64_t replays) const {
+    const auto overlaps = [&](const char* launch) { return flag(member(variant, launch)); };
     return cuda_graph_microseconds(1, replays, [&](int64_t, CudaStream stream) {
       for (int64_t i = 0; i < layers; ++i) {
-        product(member(variant, "qkv"), h, &norm, qkv, i, {{&q, kQuery}, {&k, kKeys}, {&v, kKeys}}, stream);
-        attend(member(variant, "attention"), i, stream);
-        product(member(variant, "o"), att, nullptr, o, i, {{&h, kHidden}}, stream);
-        product(member(variant, "gateUp"), h, &norm, gate_up, i, {{&act, kFfn}, {&act, kFfn}}, stream);
-        product(member(variant, "down"), act, nullptr, down, i, {{&h, kHidden}}, stream);
+        product(overlaps("qkv"), h, &norm, qkv, i, {{&q, kQuery}, {&k, kKeys}, {&v, kKeys}}, stream);
+        attend(overlaps("attention"), i, stream);
+        product(overlaps("o"), att, nullptr, o, i, {{&h, kHidden}}, stream);
+        product(overlaps("gateUp"), h, &norm, gate_up, i, {{&act, kFfn}, {&act, kFfn}}, stream);
+        product(overlaps("down"), act, nullptr, down, i, {{&h, kHidden}}, stream);
       }
-      product(member(variant, "head"), h, &norm, head, 0, {{&logits, kVocab}}, stream);
+      product(overlaps("head"), h, &norm, head, 0, {{&logits, kVocab}}, stream);
     });
   }
 };

@@ -37,7 +37,6 @@ void register_linear_ops(Napi::Env env, Napi::Object ops);
 void register_linear_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_linear_w4a4_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_gemv_cuda_ops(Napi::Env env, Napi::Object ops);
-void register_decode_chain_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_small_ops(Napi::Env env, Napi::Object ops);
 void register_small_cuda_ops(Napi::Env env, Napi::Object ops);
 void register_small_cuda_times(Napi::Env env, Napi::Object ops);
