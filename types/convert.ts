@@ -4,8 +4,11 @@ import type { Qwen3Config } from './config'
 import type { DTypeName, Progress } from './format'
 import type { Storage } from './tensor'
 
-/** What is written: a `.dat` file, or a Hugging Face directory with dense weights or NVFP4 in one of two ways. */
-export type ExportFormat = 'dat' | 'hf-bf16' | 'hf-fp16' | 'hf-fp32' | 'modelopt' | 'compressed-tensors'
+/** What is written: a `.dat`, a GGUF, or a Hugging Face directory with dense weights or NVFP4 in one of two ways. */
+export type ExportFormat = 'dat' | 'hf-bf16' | 'hf-fp16' | 'hf-fp32' | 'modelopt' | 'compressed-tensors' | 'gguf'
+
+/** Forms of a tensor in files: Q8_0 is GGUF's alone. */
+export type FileStorage = Storage | 'q8_0'
 
 /** Dense element types. */
 export type DenseStorage = Exclude<Storage, 'nvfp4'>
@@ -18,10 +21,10 @@ export interface ConvertProgress extends Progress {
 }
 
 export interface ConvertOptions {
-  /** Default: 'dat' for a target that ends with `.dat`; a directory needs it. */
+  /** Default: 'dat' for a target that ends with `.dat`, 'gguf' for `.gguf`; a directory needs it. */
   format?: ExportFormat
-  /** How matrices are stored in a `.dat`; the other formats have one way. Default: 'nvfp4'. */
-  weights?: Storage
+  /** How matrices are stored in a `.dat` or a GGUF ('q8_0' there alone); the other formats have one way. Default: 'nvfp4'. */
+  weights?: FileStorage
   /**
    * Levels of the NVFP4 scales of a `.dat`: 'one-level' is the prior system's layout exactly; 'two-level' keeps a global
    * scale for each tensor. ModelOpt and compressed-tensors always have two. Default: 'one-level'.
@@ -41,9 +44,10 @@ export interface ConvertOptions {
   dense?: readonly (string | RegExp)[]
   /**
    * Element type of what stays dense. 'as-stored' keeps it; what was NVFP4 becomes bf16. Default: 'fp16' in a one-level
-   * `.dat`, as the prior system reads it, 'as-stored' in a two-level one, that of the format in a directory.
+   * `.dat`, as the prior system reads it, 'as-stored' in a two-level one and in a GGUF with NVFP4, whose norms are fp32
+   * always and which may have 'q8_0' too, that of the format in a directory.
    */
-  denseType?: DenseStorage | 'as-stored'
+  denseType?: DenseStorage | 'q8_0' | 'as-stored'
   /** Whether a `.dat` gets a dense embedding quantised too. Default: 'as-stored'. */
   embedding?: 'as-stored' | 'nvfp4'
   /**
@@ -72,7 +76,17 @@ export interface ConvertOptions {
 
 export interface ExportOptions extends Pick<
   ConvertOptions,
-  'scaleRule' | 'dense' | 'requantize' | 'shardBytes' | 'verify' | 'threads' | 'signal' | 'onProgress' | 'onWarning'
+  | 'weights'
+  | 'scaleRule'
+  | 'dense'
+  | 'denseType'
+  | 'requantize'
+  | 'shardBytes'
+  | 'verify'
+  | 'threads'
+  | 'signal'
+  | 'onProgress'
+  | 'onWarning'
 > {
   format: Exclude<ExportFormat, 'dat'>
   /** Folder whose tokenizer files and further fields of config.json are taken along. Default: none. */
@@ -82,8 +96,8 @@ export interface ExportOptions extends Pick<
 /** What became of a parameter. */
 export interface ConvertedTensor {
   name: string
-  from: Storage
-  to: Storage
+  from: FileStorage
+  to: FileStorage
   /** Whether its values are exactly what they were. */
   exact: boolean
   /** √(Σ (new − old)² / Σ old²) */

@@ -99,9 +99,7 @@ export function ggufOfTokenizer(
     ...added.map(({ content, id, special }) => put(content, id, special ? tokenTypes.control : tokenTypes.userDefined)),
   ]
   if (fits.includes(false)) return { reason: `it has ids past the vocabulary of ${vocabSize}` }
-  const { pad_token: pad, chat_template: template } = config as TokenizerConfig
-  const padText = typeof pad === 'string' ? pad : pad?.content
-  const padId = padText === undefined ? -1 : tokens.indexOf(padText)
+  const { eos_token: eos, pad_token: pad, chat_template: template } = config as TokenizerConfig
   const source = templateSource(template)
   const strings = (value: readonly string[]): GgufWrittenValue => ({ type: 'strings', value })
   return [
@@ -111,7 +109,8 @@ export function ggufOfTokenizer(
     [key('token_type'), { type: 'int32s', value: types }],
     [key('merges'), strings(model.merges.map((merge) => (typeof merge === 'string' ? merge : merge.join(' '))))],
     [key('add_bos_token'), { type: 'bool', value: false }],
-    ...(padId < 0 ? [] : [[key('padding_token_id'), { type: 'uint32', value: padId }] as [string, GgufWrittenValue]]),
+    ...idOf('eos', eos, tokens),
+    ...idOf('padding', pad, tokens),
     ...(source === undefined
       ? []
       : [['tokenizer.chat_template', { type: 'string', value: source }] as [string, GgufWrittenValue]]),
@@ -124,9 +123,18 @@ interface TokenizerJson {
   model?: { type?: string; vocab: Record<string, number>; merges: (string | [string, string])[] }
 }
 
+type SpecialToken = string | { content?: string } | null | undefined
+
 interface TokenizerConfig {
-  pad_token?: string | { content?: string } | null
+  eos_token?: SpecialToken
+  pad_token?: SpecialToken
   chat_template?: unknown
+}
+
+function idOf(name: string, token: SpecialToken, tokens: readonly string[]): [string, GgufWrittenValue][] {
+  const text = typeof token === 'string' ? token : token?.content
+  const id = text === undefined ? -1 : tokens.indexOf(text)
+  return id < 0 ? [] : [[key(`${name}_token_id`), { type: 'uint32', value: id }]]
 }
 
 /** Unused tokens pad a vocabulary to the rows of the embedding; they have no text. */

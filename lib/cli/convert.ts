@@ -5,8 +5,8 @@ import {
   type ConvertedTensor,
   type ConvertOptions,
   type ConvertResult,
+  type FileStorage,
   readQwen3Config,
-  type Storage,
 } from 'qwen3-nvfp4'
 import { interruptible } from './exit'
 import { ByteBar, json, line, table, warn } from './output'
@@ -16,7 +16,7 @@ interface Flags extends Pick<
   ConvertOptions,
   'format' | 'scales' | 'scaleRule' | 'requantize' | 'denseType' | 'embedding' | 'head' | 'shardBytes' | 'threads'
 > {
-  weights?: Storage
+  weights?: FileStorage
   dense?: string[]
   modelDir?: string
   config?: string
@@ -26,7 +26,7 @@ interface Flags extends Pick<
   json?: boolean
 }
 
-const formats = ['dat', 'hf-bf16', 'hf-fp16', 'hf-fp32', 'modelopt', 'compressed-tensors'] as const
+const formats = ['dat', 'hf-bf16', 'hf-fp16', 'hf-fp32', 'modelopt', 'compressed-tensors', 'gguf'] as const
 const dense = ['fp32', 'fp16', 'bf16'] as const
 
 export function convertCommand(): Command {
@@ -35,15 +35,17 @@ export function convertCommand(): Command {
       'write a checkpoint in another format, tensor by tensor; the target appears when all of it was written and read\n' +
         'back, and nothing half-written stays',
     )
-    .argument('<source>', 'a .dat file, a safetensors file or a Hugging Face directory')
-    .argument('<target>', 'a .dat file, or a new or empty folder')
+    .argument('<source>', 'a .dat, .gguf or safetensors file or a Hugging Face directory')
+    .argument('<target>', 'a .dat or .gguf file, or a new or empty folder')
     .optionsGroup('Format:')
-    .addOption(flag('--format <name>', `${formats.join(', ')} (default: dat for *.dat)`, oneOf(...formats)))
+    .addOption(
+      flag('--format <name>', `${formats.join(', ')} (default: dat for *.dat, gguf for *.gguf)`, oneOf(...formats)),
+    )
     .addOption(
       flag(
         '--weights <form>',
-        'matrices of a .dat: nvfp4, fp32, fp16, bf16 (default: nvfp4)',
-        oneOf('nvfp4', ...dense),
+        'matrices of a .dat or .gguf: nvfp4, fp32, fp16, bf16, and q8_0 of a .gguf (default: nvfp4)',
+        oneOf('nvfp4', ...dense, 'q8_0'),
       ),
     )
     .addOption(
@@ -67,8 +69,8 @@ export function convertCommand(): Command {
     .addOption(
       flag(
         '--dense-type <type>',
-        'of what stays dense: as-stored, fp32, fp16, bf16 (default: fp16 in a one-level .dat, as-stored in a two-level one)',
-        oneOf('as-stored', ...dense),
+        'of what stays dense: as-stored, fp32, fp16, bf16, and q8_0 in a .gguf (default: fp16 in a one-level .dat, as-stored in a two-level one and in a .gguf)',
+        oneOf('as-stored', ...dense, 'q8_0'),
       ),
     )
     .addOption(

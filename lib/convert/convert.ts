@@ -10,7 +10,8 @@ import { openDevice } from '../native-call'
 import { copyCompanions, writeDirectoryFiles } from './directory-files'
 import { checkConvert, type CheckedConvert } from './options'
 import { fusedGroup, namesOf, planTensors, type PlannedTensor } from './plan'
-import { DatSink, ShardSink, type TensorSink } from './sinks'
+import { ggufMetadata } from './gguf-metadata'
+import { DatSink, GgufSink, ShardSink, type TensorSink } from './sinks'
 import { Staging } from './staging'
 import { GlobalScales, needsScan, sourceBytes, TensorConversion, type ConversionRun } from './tensor-conversion'
 import { verifyWritten } from './verify-written'
@@ -39,12 +40,10 @@ export async function convert(
   const bytes = tensors.flatMap(({ parts }) => parts).reduce((sum, part) => sum + part.bytes, 0)
   throwIfAborted(checked.signal)
 
-  const isDat = checked.policy.format === 'dat'
-  await using staging = await Staging.create(checked.target, !isDat, bytes)
+  const { format } = checked.policy
+  await using staging = await Staging.create(checked.target, format !== 'dat' && format !== 'gguf', bytes)
   const progress = new ProgressCount(checked, tensors, bytes)
-  await using sink = isDat
-    ? await DatSink.create(join(staging.folder, 'model.dat'), tensors, checked.signal)
-    : new ShardSink(staging.folder, tensors, checked.shardBytes, checked.signal)
+  await using sink = await openSink(staging, checkpoint, tensors, checked, warn)
   const reports = await writeTensors(checkpoint, tensors, sink, checked, progress)
   await sink.finish()
   for (const file of checked.verify ? sink.files : []) {
@@ -52,10 +51,32 @@ export async function convert(
   }
   throwIfAborted(checked.signal)
   warn(subnormalScales(reports, checked))
-  const files = isDat
-    ? await placeDat(staging, checkpoint, checked)
-    : await placeDirectory(staging, checkpoint, tensors, sink, checked)
-  return { format: checked.policy.format, files, bytes, tensors: reports }
+  const files =
+    format === 'gguf'
+      ? [await staging.commit('model.gguf')]
+      : format === 'dat'
+        ? await placeDat(staging, checkpoint, checked)
+        : await placeDirectory(staging, checkpoint, tensors, sink, checked)
+  return { format, files, bytes, tensors: reports }
+}
+
+async function openSink(
+  staging: Staging,
+  checkpoint: Checkpoint,
+  tensors: readonly PlannedTensor[],
+  checked: CheckedConvert,
+  warn: (warnings: readonly CheckpointWarning[]) => void,
+): Promise<TensorSink> {
+  const { policy, target, shardBytes, signal } = checked
+  if (policy.format === 'dat') return DatSink.create(join(staging.folder, 'model.dat'), tensors, signal)
+  if (policy.format !== 'gguf') return new ShardSink(staging.folder, tensors, shardBytes, signal)
+  const modelDir = modelDirOf(checkpoint, checked)
+  const { values, withoutTokenizer } = await ggufMetadata(target, checkpoint.config, policy.weights, modelDir)
+  if (withoutTokenizer !== undefined) {
+    const message = `${target}: was written without a tokenizer: ${withoutTokenizer}; pass modelDir`
+    warn([{ code: 'NO_TOKENIZER', message, file: target, tensors: [] }])
+  }
+  return GgufSink.create(join(staging.folder, 'model.gguf'), values, tensors, signal)
 }
 
 async function writeTensors(
@@ -83,9 +104,10 @@ async function writeTensors(
   return reports
 }
 
-/** The folder that has the tokenizer and the configuration of the source. */
-const modelDirOf = (checkpoint: Checkpoint, { open }: CheckedConvert): string =>
-  (open.modelDir as string | undefined) ?? dirname(checkpoint.files[0]!)
+/** The folder that has the tokenizer and the configuration of the source; a GGUF has its own. */
+function modelDirOf({ format, files }: Checkpoint, { open }: CheckedConvert): string {
+  return (open.modelDir as string | undefined) ?? (format === 'gguf' ? files[0]! : dirname(files[0]!))
+}
 
 async function placeDat(staging: Staging, checkpoint: Checkpoint, checked: CheckedConvert): Promise<string[]> {
   const path = await staging.commit('model.dat')

@@ -7,6 +7,7 @@ import { ioError } from '../errors'
 import { exists } from '../model/checkpoint-files'
 import { toConfigJson } from '../model/config'
 import { readJson } from '../model/config-fields'
+import { findTokenizer } from './gguf-metadata'
 import { describesModel } from '../model/save-dat'
 import type { PlannedTensor } from './plan'
 import type { WrittenFile } from './sinks'
@@ -46,8 +47,12 @@ export async function writeDirectoryFiles(
   return [...new Set([...Object.keys(written), ...(await copyCompanions(modelDir, folder))])]
 }
 
-/** Copies what a checkpoint is used with, such as its tokenizer, where the target has none; gives the names. */
+/**
+ * Copies what a checkpoint is used with, such as its tokenizer, where the target has none; gives the names. A GGUF in
+ * place of the folder has a tokenizer in it, which becomes the files of one.
+ */
 export async function copyCompanions(modelDir: string | undefined, folder: string, replaces = true): Promise<string[]> {
+  if (modelDir?.endsWith('.gguf')) return writeTokenizer(modelDir, folder, replaces)
   const copied: string[] = []
   for (const name of modelDir ? companions : []) {
     const from = join(modelDir!, name)
@@ -60,6 +65,21 @@ export async function copyCompanions(modelDir: string | undefined, folder: strin
     copied.push(name)
   }
   return copied
+}
+
+async function writeTokenizer(gguf: string, folder: string, replaces: boolean): Promise<string[]> {
+  const found = await findTokenizer(gguf)
+  if ('reason' in found) return []
+  const written: string[] = []
+  for (const [name, json] of Object.entries({
+    'tokenizer.json': found.tokenizer,
+    'tokenizer_config.json': found.config,
+  })) {
+    if (!replaces && (await exists(join(folder, name)))) continue
+    await writeJson(join(folder, name), json)
+    written.push(name)
+  }
+  return written
 }
 
 async function writeJson(path: string, json: unknown): Promise<void> {

@@ -7,11 +7,11 @@ import { ioError } from '../errors'
 import type { Qwen3Nvfp4Model } from '../model/qwen3-nvfp4-model'
 import { convert } from './convert'
 
-const formats = ['hf-bf16', 'hf-fp16', 'hf-fp32', 'modelopt', 'compressed-tensors'] as const
+const formats = ['hf-bf16', 'hf-fp16', 'hf-fp32', 'modelopt', 'compressed-tensors', 'gguf'] as const
 
 /**
- * Writes a model as a Hugging Face directory, for other runtimes; `model.saveDat` writes a `.dat`. The weights pass
- * through a file of their own beside the folder, which takes as much room as a `.dat` of the model and is removed again.
+ * Writes a model as a Hugging Face directory or a GGUF, for other runtimes; `model.saveDat` writes a `.dat`. The weights
+ * pass through a file of their own beside the target, which takes as much room as a `.dat` of the model and is removed again.
  *
  * @example
  * await exportCheckpoint(model, 'tuned', { format: 'compressed-tensors', modelDir: 'Qwen3-4B' })

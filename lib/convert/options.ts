@@ -14,9 +14,17 @@ import {
 } from '../check'
 import { policyOf, type ConvertPolicy } from './plan'
 
-const formats: readonly ExportFormat[] = ['dat', 'hf-bf16', 'hf-fp16', 'hf-fp32', 'modelopt', 'compressed-tensors']
+const formats: readonly ExportFormat[] = [
+  'dat',
+  'hf-bf16',
+  'hf-fp16',
+  'hf-fp32',
+  'modelopt',
+  'compressed-tensors',
+  'gguf',
+]
 const dense = ['fp32', 'fp16', 'bf16'] as const
-const ofDat = ['weights', 'scales', 'embedding', 'head'] as const
+const ofDat = ['scales', 'embedding', 'head'] as const
 
 export interface CheckedConvert {
   source: string
@@ -35,6 +43,7 @@ export interface CheckedConvert {
 export function checkConvert(source: unknown, target: unknown, options: ConvertOptions | undefined): CheckedConvert {
   const given = checkOptions(options, 'options', [
     'format',
+    'weights',
     ...ofDat,
     'scaleRule',
     'requantize',
@@ -52,14 +61,16 @@ export function checkConvert(source: unknown, target: unknown, options: ConvertO
   ])
   const path = resolve(checkPath('target', target))
   const format = checkFormat(path, given.format)
-  checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', ...dense])
+  const isGguf = format === 'gguf'
+  const denseTypes = isGguf ? ([...dense, 'q8_0'] as const) : dense
+  checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', ...denseTypes])
   checkOneOf('scales', given.scales ?? 'one-level', ['one-level', 'two-level'])
   checkBoolean('requantize', given.requantize ?? false)
   checkPatterns(given.dense ?? [])
-  checkOneOf('denseType', given.denseType ?? 'as-stored', ['as-stored', ...dense])
+  checkOneOf('denseType', given.denseType ?? 'as-stored', ['as-stored', ...denseTypes])
   checkOneOf('embedding', given.embedding ?? 'as-stored', ['as-stored', 'nvfp4'])
   checkOneOf('head', given.head ?? 'tied', ['own', 'tied'])
-  for (const name of format === 'dat' ? [] : ofDat) {
+  for (const name of format === 'dat' ? [] : isGguf ? ofDat : (['weights', ...ofDat] as const)) {
     if (given[name] !== undefined)
       throw wrongType(`nothing (it is about a .dat, and the format is ${format})`, name, given[name])
   }
@@ -81,10 +92,10 @@ export function checkConvert(source: unknown, target: unknown, options: ConvertO
 }
 
 function checkFormat(target: string, format: unknown): ExportFormat {
-  const isDat = extname(target) === '.dat'
-  if (format === undefined && !isDat)
-    throw wrongType(`one of ${formats.join(', ')} (or a target named *.dat)`, 'format', format)
-  return checkOneOf('format', format ?? 'dat', formats)
+  const byName = { '.dat': 'dat', '.gguf': 'gguf' }[extname(target)]
+  if (format === undefined && byName === undefined)
+    throw wrongType(`one of ${formats.join(', ')} (or a target named *.dat or *.gguf)`, 'format', format)
+  return checkOneOf('format', format ?? byName, formats)
 }
 
 function checkPatterns(patterns: unknown): void {

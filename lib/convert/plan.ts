@@ -1,10 +1,10 @@
 /** What a conversion makes of every parameter, decided before anything is read. */
 import type { Checkpoint, ParameterPart } from '../../types/checkpoint'
-import type { ConvertOptions, DenseStorage, ExportFormat } from '../../types/convert'
+import type { ConvertOptions, DenseStorage, ExportFormat, FileStorage } from '../../types/convert'
 import type { DTypeName } from '../../types/format'
 import type { NativeTensorSource } from '../../types/native'
-import type { Storage } from '../../types/tensor'
 import { Qwen3Nvfp4Error } from '../errors'
+import { findGgmlType, ggmlBytes } from '../format/gguf-types'
 import { listNames } from '../model/checkpoint-match'
 import { parameterSpecs, type ParameterSpec } from '../model/parameter-specs'
 import { tensorNames, type TensorNames } from '../model/tensor-names'
@@ -20,8 +20,8 @@ export interface PlannedPart {
 
 export interface PlannedTensor extends ParameterSpec {
   source: NativeTensorSource
-  from: Storage
-  to: Storage
+  from: FileStorage
+  to: FileStorage
   /** Whether codes and scales stay as they are. */
   copies: boolean
   /** Of NVFP4; absent while it is to follow from the largest magnitude in `group`. */
@@ -34,11 +34,11 @@ export interface PlannedTensor extends ParameterSpec {
 /** The options that decide about the form of tensors, with their defaults filled in. */
 export interface ConvertPolicy {
   format: ExportFormat
-  weights: Storage
+  weights: FileStorage
   twoLevel: boolean
   requantize: boolean
   dense: readonly (string | RegExp)[]
-  denseType: DenseStorage | 'as-stored'
+  denseType: DenseStorage | 'q8_0' | 'as-stored'
   embedding: 'as-stored' | 'nvfp4'
   head: 'own' | 'tied'
 }
@@ -48,16 +48,17 @@ const dtypes = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' } as const
 const elementBytes = { float32: 4, float16: 2, bfloat16: 2, uint8: 1, float8_e4m3fn: 1 } as const
 
 export function namesOf(format: ExportFormat): TensorNames {
-  return tensorNames[format === 'dat' || format === 'modelopt' || format === 'compressed-tensors' ? format : 'hf']
+  return tensorNames[format in tensorNames ? (format as keyof typeof tensorNames) : 'hf']
 }
 
 export function policyOf(format: ExportFormat, options: ConvertOptions): ConvertPolicy {
   const isDat = format === 'dat'
   const dense = format.startsWith('hf-') ? (format.slice(3) as DenseStorage) : undefined
-  const weights = isDat ? (options.weights ?? 'nvfp4') : (dense ?? 'nvfp4')
+  const weights = options.weights ?? dense ?? 'nvfp4'
   const twoLevel = isDat ? options.scales === 'two-level' : true
   const oneLevelDat = isDat && weights === 'nvfp4' && !twoLevel
-  const defaultDense = !isDat ? (dense ?? 'bf16') : weights !== 'nvfp4' ? weights : twoLevel ? 'as-stored' : 'fp16'
+  const besideNvfp4 = format === 'gguf' || (isDat && twoLevel) ? 'as-stored' : isDat ? 'fp16' : 'bf16'
+  const defaultDense = weights === 'nvfp4' ? besideNvfp4 : weights
   return {
     format,
     weights,
@@ -104,29 +105,41 @@ function planTensor(
   policy: ConvertPolicy,
   isEmbedding: boolean,
 ): PlannedTensor {
-  const from = source.codes ? 'nvfp4' : ofDtype[source.values!.dtype as keyof typeof ofDtype]
-  const to = isPacked(spec, from, policy, isEmbedding) ? 'nvfp4' : denseStorage(from, policy)
+  const from = source.codes
+    ? 'nvfp4'
+    : source.values!.blocks === 'q8_0'
+      ? 'q8_0'
+      : ofDtype[source.values!.dtype as keyof typeof ofDtype]
+  const to = isPacked(spec, from, policy, isEmbedding) ? 'nvfp4' : denseStorage(spec, from, policy)
   const { globalScale = 1, residualCodes } = source
   const keepsResidual = !residualCodes || (policy.format === 'dat' && policy.twoLevel)
   const copies = to === 'nvfp4' && from === 'nvfp4' && keepsResidual && (policy.twoLevel || globalScale === 1)
   const known = copies ? globalScale : policy.twoLevel ? undefined : 1
-  const group = policy.format === 'dat' ? spec.name : fusedGroup(spec.name)
+  const group = policy.format === 'dat' || policy.format === 'gguf' ? spec.name : fusedGroup(spec.name)
   const tensor = { ...spec, source, from, to, copies, globalScale: known, group } as const
+  if (policy.format === 'gguf') return { ...tensor, parts: ggufPartsOf(spec, to, !copies || source.twoLevel === true) }
   return { ...tensor, parts: partsOf(spec, to, policy, copies && residualCodes !== undefined) }
 }
 
-/** Runtimes of ModelOpt and compressed-tensors files keep embedding and head dense. */
-function isPacked(spec: ParameterSpec, from: Storage, policy: ConvertPolicy, isEmbedding: boolean): boolean {
+/**
+ * Runtimes of ModelOpt and compressed-tensors files keep embedding and head dense; those of GGUF look tokens up in dense
+ * embeddings, and its blocks have 64 columns.
+ */
+function isPacked(spec: ParameterSpec, from: FileStorage, policy: ConvertPolicy, isEmbedding: boolean): boolean {
   if (policy.weights !== 'nvfp4' || spec.isVector || spec.cols % 16 !== 0) return false
   const module = spec.name.replace(/\.weight$/, '')
   if (policy.dense.some((pattern) => matches(pattern, module))) return false
-  if (policy.format !== 'dat') return !isEmbedding && module !== 'lm_head'
+  if (policy.format === 'gguf' && spec.cols % 64 !== 0) return false
+  const keepsHead = policy.format === 'gguf' && from === 'nvfp4'
+  if (policy.format !== 'dat') return !isEmbedding && (module !== 'lm_head' || keepsHead)
   return !isEmbedding || from === 'nvfp4' || policy.embedding === 'nvfp4'
 }
 
-function denseStorage(from: Storage, { denseType }: ConvertPolicy): DenseStorage {
-  if (denseType !== 'as-stored') return denseType
-  return from === 'nvfp4' ? 'bf16' : from
+/** In a GGUF norms are fp32, as its runtimes want them; elsewhere what was Q8_0 is. */
+function denseStorage(spec: ParameterSpec, from: FileStorage, { denseType, format }: ConvertPolicy): FileStorage {
+  if (format === 'gguf' && spec.isVector) return 'fp32'
+  const wanted = denseType !== 'as-stored' ? denseType : from === 'nvfp4' ? 'bf16' : from
+  return wanted === 'q8_0' && (format !== 'gguf' || spec.cols % 32 !== 0) ? 'fp32' : wanted
 }
 
 /** A string with `*` is the whole name of a module, without it a part of one. */
@@ -144,12 +157,29 @@ export function fusedGroup(parameter: string): string {
     .replace(/\.(gate_proj|up_proj)\.weight$/, '.gate_up')
 }
 
-function partsOf(spec: ParameterSpec, to: Storage, policy: ConvertPolicy, withResidual: boolean): PlannedPart[] {
+/** NVFP4 is one tensor of blocks, and a factor where it has a global scale. */
+function ggufPartsOf({ name, rows, cols, isVector }: ParameterSpec, to: FileStorage, hasScale: boolean): PlannedPart[] {
+  const { values, stems, suffixes } = tensorNames.gguf
+  const dtype: DTypeName = to === 'nvfp4' || to === 'q8_0' ? to : dtypes[to]
+  const shape = isVector ? [cols] : [rows, cols]
+  const bytes = ggmlBytes(shape, findGgmlType(dtype)!)!
+  const part = to === 'nvfp4' ? 'codes' : 'values'
+  const scale: PlannedPart = {
+    part: 'globalScale',
+    key: stems(name)[0]! + suffixes.globalScale,
+    dtype: 'float32',
+    shape: [1],
+    bytes: 4,
+  }
+  return [{ part, key: values(name), dtype, shape, bytes }, ...(to === 'nvfp4' && hasScale ? [scale] : [])]
+}
+
+function partsOf(spec: ParameterSpec, to: FileStorage, policy: ConvertPolicy, withResidual: boolean): PlannedPart[] {
   const { name, rows, cols, isVector } = spec
   const part = (part: ParameterPart, key: string, dtype: keyof typeof elementBytes, shape: number[]): PlannedPart => {
     return { part, key, dtype, shape, bytes: shape.reduce((a, b) => a * b, elementBytes[dtype]) }
   }
-  if (to !== 'nvfp4') return [part('values', name, dtypes[to], isVector ? [cols] : [rows, cols])]
+  if (to !== 'nvfp4') return [part('values', name, dtypes[to as DenseStorage], isVector ? [cols] : [rows, cols])]
   const { stems, suffixes } = namesOf(policy.format)
   const stem = stems(name)[0]!
   const codes = [rows, cols / 2]

@@ -1,7 +1,8 @@
-/** Where converted tensors go: one `.dat`, or the safetensors files of a directory. */
+/** Where converted tensors go: one `.dat` or GGUF, or the safetensors files of a directory. */
 import { join } from 'node:path'
 import { crc32 } from 'node:zlib'
 import { DatWriter } from '../format/dat-writer'
+import { GgufWriter, type GgufWrittenValue } from '../format/gguf-writer'
 import { SafetensorsWriter } from '../format/safetensors-writer'
 import type { PlannedPart, PlannedTensor } from './plan'
 
@@ -42,6 +43,39 @@ export class DatSink implements TensorSink {
 
   async write({ key, dtype, shape }: PlannedPart, chunks: Chunks): Promise<void> {
     await this.#writer.write(key, dtype, shape, digested(chunks, this.files[0]!, key))
+  }
+
+  async finish(): Promise<void> {
+    await this.#writer.finish()
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#writer.abort()
+  }
+}
+
+export class GgufSink implements TensorSink {
+  readonly files: readonly WrittenFile[]
+  readonly #writer: GgufWriter
+
+  private constructor(writer: GgufWriter, file: WrittenFile) {
+    this.#writer = writer
+    this.files = [file]
+  }
+
+  static async create(
+    path: string,
+    metadata: ReadonlyMap<string, GgufWrittenValue>,
+    tensors: readonly PlannedTensor[],
+    signal: AbortSignal | undefined,
+  ): Promise<GgufSink> {
+    const parts = tensors.flatMap((tensor) => tensor.parts)
+    const writer = await GgufWriter.create(path, metadata, parts, signal)
+    return new GgufSink(writer, { path, parts, digests: new Map() })
+  }
+
+  async write({ key }: PlannedPart, chunks: Chunks): Promise<void> {
+    await this.#writer.write(key, digested(chunks, this.files[0]!, key))
   }
 
   async finish(): Promise<void> {

@@ -1,7 +1,9 @@
 /** The payloads of planned tensors, made natively a few million elements at a time, the next while one is written. */
 import type { ConvertedTensor } from '../../types/convert'
 import type { ParameterPart } from '../../types/checkpoint'
+import type { DTypeName } from '../../types/format'
 import type { NativeConvertErrors, NativeConvertTarget, NativeDevice, NativeTensorSource } from '../../types/native'
+import { packGgmlNvfp4, packQ8 } from '../format/gguf-blocks'
 import { native } from '../native'
 import { runNative } from '../native-call'
 import type { PlannedPart, PlannedTensor } from './plan'
@@ -11,6 +13,8 @@ export const rangeElements = 4 << 20
 
 /** Parts that are made in one pass over the source; scales come with their codes. */
 type MainPart = 'values' | 'codes' | 'residualCodes'
+
+type Made = NativeConvertErrors & { values?: Uint8Array; codes?: Uint8Array; scales?: Uint8Array }
 
 export interface ConversionRun {
   device: NativeDevice
@@ -45,10 +49,10 @@ export class TensorConversion {
   }
 
   /** The payload of a part. Scales come after their codes, with which they were made. */
-  read({ part }: PlannedPart): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
+  read({ part, dtype }: PlannedPart): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
     if (part === 'globalScale') return [this.#globalScaleBytes()]
     if (part === 'scales' || part === 'residualScales') return [this.#scales[part]!]
-    return this.#convert(part)
+    return this.#convert(part, dtype)
   }
 
   report(): ConvertedTensor {
@@ -65,7 +69,7 @@ export class TensorConversion {
     }
   }
 
-  async *#convert(part: MainPart): AsyncGenerator<Uint8Array> {
+  async *#convert(part: MainPart, dtype: DTypeName): AsyncGenerator<Uint8Array> {
     const { rows, cols } = this.#tensor
     const count = rows * cols
     const bytes = sourceBytes(this.#sourceOf(part))
@@ -74,10 +78,17 @@ export class TensorConversion {
       const result = await next
       const end = Math.min(begin + rangeElements, count)
       if (end < count) next = this.#start(part, end)
-      this.#collect(part, result, begin)
+      this.#collect(part, result, begin, dtype !== 'nvfp4')
       this.#run.onRead(this.#tensor.name, (bytes * (end - begin)) / count)
-      yield (result.values ?? result.codes)!
+      yield this.#pack(dtype, result)
     }
+  }
+
+  /** As it is, or in the blocks of a GGUF. */
+  #pack(dtype: DTypeName, { values, codes, scales }: Made): Uint8Array {
+    if (dtype === 'nvfp4') return packGgmlNvfp4(codes!, scales!)
+    if (dtype !== 'q8_0') return (values ?? codes)!
+    return packQ8(new Float32Array(values!.buffer, values!.byteOffset, values!.length / 4), this.#errors)
   }
 
   #start(part: MainPart, begin: number) {
@@ -85,7 +96,9 @@ export class TensorConversion {
     const count = rows * cols
     const range = { count, cols, begin, end: Math.min(begin + rangeElements, count) }
     const { scaleRule, device, files, signal } = this.#run
-    const target = { storage: to, copies, globalScale: this.#globalScale, scaleRule }
+    // Q8_0 is made of fp32 here.
+    const storage = to === 'q8_0' ? 'fp32' : to
+    const target = { storage, copies, globalScale: this.#globalScale, scaleRule }
     const started = runNative(signal, (cancel) =>
       native().convertRange(device, files, this.#sourceOf(part), range, target, cancel),
     )
@@ -102,14 +115,15 @@ export class TensorConversion {
     return this.#tensor.source
   }
 
-  #collect(part: MainPart, result: NativeConvertErrors & { scales?: Uint8Array }, begin: number): void {
-    const { rows, cols } = this.#tensor
-    if (result.scales) {
+  #collect(part: MainPart, result: Made, begin: number, keepsScales: boolean): void {
+    const { rows, cols, to } = this.#tensor
+    if (result.scales && keepsScales) {
       const scales = part === 'codes' ? 'scales' : 'residualScales'
       const whole = (this.#scales[scales] ??= new Uint8Array((rows * cols) / 16))
       whole.set(result.scales, begin / 16)
     }
-    if (part === 'residualCodes') return
+    // Those of Q8_0 are counted where it is made.
+    if (part === 'residualCodes' || to === 'q8_0') return
     const errors = this.#errors
     errors.squaredError += result.squaredError
     errors.squares += result.squares
