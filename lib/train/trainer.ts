@@ -169,14 +169,18 @@ export class Trainer extends EventEmitter<TrainerEvents> implements AsyncDisposa
     const { data, steps, epochs, accumulate, batches, checkpointEvery, earlyStop } = this.#plan
     const feed = new BatchFeed(data, { ...batches, epochs, from: this.#state.cursor })
     stop.onRequest = () => feed.close()
+    let next: ReturnType<BatchFeed['take']> | undefined
     try {
       while (!stop.reason) {
         if (this.step >= (steps ?? Infinity)) return 'steps'
         const begin = performance.now()
-        const group = await feed.take(accumulate)
+        const group = await (next ?? feed.take(accumulate))
         if (!group) break
         if (group.length === 0) return 'epochs'
         const dataSeconds = seconds(begin)
+        // Made while this step computes; what goes wrong in it is thrown where it is awaited.
+        next = this.step + 1 < (steps ?? Infinity) ? feed.take(accumulate) : undefined
+        next?.catch(() => {})
         const stats = await this.#step(group)
         yield this.#tell(this.#stepEvent(stats, group, seconds(begin), dataSeconds))
         yield* this.#warnings(group)

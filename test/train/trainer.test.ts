@@ -52,6 +52,24 @@ describe('a run', () => {
     await model.dispose()
   })
 
+  test('makes the next batch while a step computes, and none that no step takes', async () => {
+    const data = batchSource()
+    let made = 0
+    async function* counted(options: Parameters<typeof data.batches>[0]) {
+      for await (const prepared of data.batches(options)) {
+        made++
+        yield prepared
+      }
+    }
+    const { fingerprint, sampleCount } = data
+    const source = { fingerprint, sampleCount, batches: counted, countBatches: data.countBatches.bind(data) }
+    await using trainer = new Trainer({ model, data: source, ...basics, steps: 3 })
+    const madeAtStep: number[] = []
+    trainer.on('step', () => madeAtStep.push(made))
+    await trainer.run()
+    expect(madeAtStep).toEqual([2, 3, 3])
+  })
+
   test('is the loop that one would write: fused steps, scheduled rates, clipping', async () => {
     const plan = planSchedule({ lr: 5e-3, warmupSteps: 2 }, 8)
     const losses: number[] = []
