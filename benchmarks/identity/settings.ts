@@ -43,9 +43,9 @@ export const sizes: Record<string, Size> = {
       minLr: 4e-5,
       batchSize: 8,
       maxTokens: 512,
-      limitSeconds: 60,
+      limitSeconds: 50,
     },
-    tuning: { steps: 450, warmupSteps: 20, lr: 8e-4, minLr: 2e-5, batchSize: 8, maxTokens: 512, limitSeconds: 30 },
+    tuning: { steps: 450, warmupSteps: 20, lr: 8e-4, minLr: 2e-5, batchSize: 8, maxTokens: 512, limitSeconds: 26 },
   },
   tiny: {
     model: {
