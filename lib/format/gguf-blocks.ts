@@ -41,10 +41,14 @@ export interface PackErrors {
 export function packQ8(values: Float32Array, errors: PackErrors): Uint8Array {
   const blocks = new Uint8Array((values.length / q8Columns) * q8Bytes)
   const signed = new Int8Array(blocks.buffer)
+  let { squaredError, squares, largestError } = errors
   let out = 0
   for (let begin = 0; begin < values.length; begin += q8Columns) {
     let amax = 0
-    for (let i = begin; i < begin + q8Columns; i++) amax = Math.max(amax, Math.abs(values[i]!))
+    for (let i = begin; i < begin + q8Columns; i++) {
+      const magnitude = Math.abs(values[i]!)
+      if (magnitude > amax) amax = magnitude
+    }
     const scale = Math.fround(amax / 127)
     const inverse = scale > 0 ? Math.fround(1 / scale) : 0
     const bits = f32ToF16(scale)
@@ -54,13 +58,14 @@ export function packQ8(values: Float32Array, errors: PackErrors): Uint8Array {
     for (let i = begin; i < begin + q8Columns; i++) {
       const x = values[i]!
       const scaled = Math.fround(x * inverse)
-      const code = Math.sign(scaled) * Math.floor(Math.abs(scaled) + 0.5)
+      const code = (scaled < 0 ? scaled - 0.5 : scaled + 0.5) | 0
       signed[out++] = code
       const error = stored * code - x
-      errors.squaredError += error * error
-      errors.squares += x * x
-      errors.largestError = Math.max(errors.largestError, Math.abs(error))
+      squaredError += error * error
+      squares += x * x
+      if (Math.abs(error) > largestError) largestError = Math.abs(error)
     }
   }
+  Object.assign(errors, { squaredError, squares, largestError })
   return blocks
 }

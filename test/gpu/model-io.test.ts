@@ -19,6 +19,8 @@ import {
 import { toBf16 } from '../support/bf16'
 import { packedTensors, type PackedOptions, writeModel } from '../support/checkpoints'
 import { temporaryFolder } from '../support/files'
+import { writeGguf } from '../support/gguf'
+import { ggufModel } from '../support/gguf-model'
 import { ops } from '../support/native-ops'
 import { gaussian } from '../support/random'
 import { idsOf, tinyConfig } from '../support/tiny-model'
@@ -164,6 +166,17 @@ withCuda(`a model in GPU memory${probe.reason && ` (${probe.reason})`}`, () => {
       await expectSameDat(loaded(folder, {}))
       await expectSameDat(loaded(folder, { scales: 'one-level', scaleRule: 'four-over-six' }))
       await expectSameDat(loaded(folder, { weights: 'bf16' }))
+    })
+
+    test.each([
+      ['nvfp4', undefined],
+      ['nvfp4', 'bf16'],
+      ['q8_0', undefined],
+      ['q8_0', 'fp32'],
+    ] as const)('from a GGUF in %s as %s', async (kind, weights) => {
+      const model = ggufModel(kind, { embedding: 'bf16', scale: true })
+      const path = writeGguf(join(temporaryFolder(), 'x.gguf'), model.parts)
+      await expectSameDat(loaded(path, { weights }))
     })
 
     test('refuses a NaN by tensor, row and block, and frees what was loaded', async () => {
