@@ -14,6 +14,9 @@ describeCheckpoints('convert a save of Hugging Face:', ({ folder }) => {
     const back = join(made, 'back')
     await convert(dat, back, { format: 'hf-fp32', modelDir: folder, ...quiet })
     expect(await verify(folder, back, { by: 'bits' })).toMatchObject({ equal: true })
+    const gguf = join(made, 'fp32.gguf')
+    await convert(back, gguf, { weights: 'fp32', ...quiet })
+    expect(await verify(folder, gguf, { by: 'bits' })).toMatchObject({ equal: true })
   })
 
   test('NVFP4 goes round all formats bit for bit, and its bf16 export has the same values', async () => {
@@ -30,6 +33,10 @@ describeCheckpoints('convert a save of Hugging Face:', ({ folder }) => {
     const { differences } = await verify(first!, last!, { by: 'bits' })
     expect(differences.filter(({ name }) => name !== 'lm_head.weight')).toEqual([])
     expect(await verify(first!, modelopt!)).toMatchObject({ equal: true })
+    const [gguf, fromGguf] = [join(made, 'x.gguf'), join(made, 'from-gguf.dat')]
+    await convert(first!, gguf, quiet)
+    await convert(gguf, fromGguf, { ...dat, denseType: 'as-stored' })
+    expect(await verify(first!, fromGguf)).toMatchObject({ equal: true })
     await convert(first!, join(made, 'dense'), { format: 'hf-bf16', ...quiet })
     expect(await verify(first!, join(made, 'dense'))).toMatchObject({ equal: true })
   })
