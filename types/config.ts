@@ -8,7 +8,7 @@ export interface Qwen3Config {
   numAttentionHeads: number
   /** KV; divides numAttentionHeads. */
   numKeyValueHeads: number
-  /** D; even. Default: hiddenSize / numAttentionHeads. */
+  /** D; even. Of a config.json without it: 128, as in transformers. */
   headDim: number
   /** F */
   intermediateSize: number

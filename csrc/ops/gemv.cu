@@ -56,9 +56,9 @@ __device__ __forceinline__ float row_sum(const Kernel& p, const float* sums, con
 //            a block owns neighbouring rows; their units are dealt to its warps in turn, each with its own ring
 // needs      K % 16 == 0 (kWhole: of a unit), x, and for kWhole codes and scales, 16-byte aligned
 // numerics   weights and x exact; f32 sums in the order of the contract
-// measured   H200 T=1 K=2560: norm + N=151936 3881 GB/s, 91 % of copy (4245), 1.07 times a plain read; norm + gate, up
-//            F=9728 + SwiGLU 2379 GB/s, 1.50 times; norm + q, k, v N=6144 1374 GB/s, 1.86 times; N=2560, added: K=4096
-//            1072 GB/s, 1.89 times, K=9728 1521 GB/s, 1.94 times; 2026-11-21
+// measured   H200 T=1 K=2560: norm + N=151936 4006 GB/s, 94 % of copy (4247), 1.05 times a plain read; norm + gate, up
+//            F=9728 + SwiGLU 2519 GB/s, 1.43 times; norm + q, k, v N=6144 1494 GB/s, 1.72 times; N=2560, added: K=4096
+//            1111 GB/s, 1.83 times, K=9728 1677 GB/s, 1.77 times; 2026-11-21
 template <typename Layout>
 __global__ void __launch_bounds__(Layout::kThreads, Layout::kWhole ? 2 : 1)
     gemv_nvfp4_kernel(const __grid_constant__ Kernel p) {

@@ -35,7 +35,8 @@ export function parseQwen3Config(json: unknown, file = 'config'): Qwen3Config {
   const numHiddenLayers = field.integer('num_hidden_layers', 1, maxLayers)
   const numAttentionHeads = field.dimension('num_attention_heads')
   const numKeyValueHeads = field.dimension('num_key_value_heads', numAttentionHeads)
-  const headDim = field.dimension('head_dim', hiddenSize / numAttentionHeads)
+  // transformers' default for Qwen3, whatever hidden_size / num_attention_heads is.
+  const headDim = field.dimension('head_dim', 128)
   if (numAttentionHeads % numKeyValueHeads !== 0) {
     throw field.invalid('num_key_value_heads', `a divisor of num_attention_heads ${numAttentionHeads}`)
   }

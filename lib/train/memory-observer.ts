@@ -9,7 +9,7 @@ export interface ReadMemoryOptions {
   /** 'cuda:N' reads that GPU too. Default: 'cpu', host memory alone. */
   device?: string
   /**
-   * How the GPU is asked: true by cudaMemGetInfo, whose context (some hundred MiB of the GPU) a process that computes on
+   * How the GPU is asked: true by cudaMemGetInfo, whose context (524 MiB on an H200) a process that computes on
    * it has anyway; false by NVML, which takes no GPU memory, and by cudaMemGetInfo only where NVML cannot say. Default: true.
    */
   openContext?: boolean
