@@ -30,7 +30,10 @@ test('what is written is read', async () => {
 })
 
 describeWithShared("a file of exportsd.py's save_adamw", ['dat', 'adamw-state.dat'], () => {
-  const bytes = readFileSync(sharedPath('dat', 'adamw-state.dat'))
+  let bytes: Buffer
+  beforeAll(() => {
+    bytes = readFileSync(sharedPath('dat', 'adamw-state.dat'))
+  })
 
   test('has its options, steps, shapes and moments', async () => {
     const read = await readAll(bytes)
