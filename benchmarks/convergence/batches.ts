@@ -1,5 +1,6 @@
 /** Batches and rates, the same as peer.py has them. */
 import { readFileSync } from 'node:fs'
+import { mulberry32 } from '../support/mulberry32'
 import type { Run } from './runs'
 
 export interface Batch {
@@ -11,13 +12,8 @@ const HELD_OUT_BATCH = 32
 
 /** Where each window of `count` begins: mulberry32 of the seed, the upper bits of its product with the room there is. */
 function windowStarts(seed: number, count: number, room: number): number[] {
-  let state = seed
-  return Array.from({ length: count }, () => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let t = Math.imul(state ^ (state >>> 15), state | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * room)
-  })
+  const random = mulberry32(seed)
+  return Array.from({ length: count }, () => Math.floor(random() * room))
 }
 
 export class Batches {

@@ -10,6 +10,7 @@ import { readFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import { Qwen3Nvfp4Model, Tokenizer, type OptimizerOptions, type Qwen3Config } from 'qwen3-nvfp4'
 import { makeByteTokenizer } from '../../examples/support/make-byte-tokenizer'
+import { mulberry32 } from '../support/mulberry32'
 
 const B = 8
 const T = 64
@@ -50,13 +51,7 @@ const config: Qwen3Config = {
 
 /** The same windows for every mode: mulberry32 of the seed. */
 function makeBatches(seed: number): { ids: Int32Array[]; labels: Int32Array[] } {
-  let state = seed
-  const random = (): number => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let t = Math.imul(state ^ (state >>> 15), state | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32
-  }
+  const random = mulberry32(seed)
   const batches = { ids: [] as Int32Array[], labels: [] as Int32Array[] }
   for (let i = 0; i < steps * B; i++) {
     const at = Math.floor(random() * (ids.length - T - 1))

@@ -2,7 +2,8 @@
  * Sentences to tune on, and sentences to ask that are held out: such a one has a wording, a topic, or both a lead and a tail that no
  * line of the training contains.
  */
-import { pick, randomSource, shuffled } from './random'
+import { mulberry32 } from '../support/mulberry32'
+import { pick, shuffled } from './random'
 import { contains, fill, modelBlanks, splitWordings, topicBlanks, userBlanks } from './sides'
 import type { Blanks, Sides, Text } from './sides'
 import { topics, type Language } from './wordings'
@@ -122,7 +123,7 @@ const newParts: Record<HeldOut['kind'], (sentence: Sentence) => string[]> = {
 /** To tune on as many of each group as asked, and 100 held out of each. */
 export function makePhrasings(options: PhrasingOptions): { tuning: Phrasing[]; heldOut: HeldOut[] } {
   const { seed, sets, identityLines, identity, user, notKnown, count } = options
-  const random = randomSource(seed)
+  const random = mulberry32(seed)
   const sides = splitWordings(sets, random)
   const maker = new SentenceMaker(sides, random)
   const a = (texts: readonly Text[]) => questions('A', texts, modelBlanks, () => identity)

@@ -18,7 +18,8 @@ import { parseArgs } from 'node:util'
 import { Tokenizer } from 'qwen3-nvfp4'
 import { cutTokenizer } from './cut-tokenizer'
 import { type Group, makePhrasings } from './phrasings'
-import { randomSource, shuffled } from './random'
+import { mulberry32 } from '../support/mulberry32'
+import { shuffled } from './random'
 import { disambiguationSets, identity, identitySets, mixedSets, notKnown, pathsOf, readPairs, user } from './sets'
 import { askedLines, arms, phrasingCount, type Plan, sizes } from './settings'
 import { failures, isAsked, type Line, tables } from './table'
@@ -59,7 +60,7 @@ async function prepare(plan: Plan): Promise<void> {
   const answers = new Map<string, Set<string>>()
   for (const { prompt, answer } of mixed) answers.set(prompt, (answers.get(prompt) ?? new Set()).add(answer))
   const clear = mixed.filter(({ prompt }) => answers.get(prompt)!.size === 1)
-  await writeFile(join(folder, 'lines.json'), JSON.stringify(shuffled(randomSource(seed), clear).slice(0, askedLines)))
+  await writeFile(join(folder, 'lines.json'), JSON.stringify(shuffled(mulberry32(seed), clear).slice(0, askedLines)))
 
   let vocabulary = 151_936
   if (cutVocabulary) {
