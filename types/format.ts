@@ -58,13 +58,8 @@ export interface DatEntry extends TensorEntry {
   elementType: number
 }
 
-/** A value of a GGUF's metadata; 64-bit numbers are bigints past 2^53, arrays of bool are bytes. */
-export type GgufValue =
-  | number
-  | bigint
-  | boolean
-  | string
-  | string[]
+/** An array of numbers in a GGUF's metadata; of bool: bytes. */
+export type GgufNumbers =
   | Uint8Array
   | Int8Array
   | Uint16Array
@@ -75,6 +70,9 @@ export type GgufValue =
   | BigUint64Array
   | BigInt64Array
   | Float64Array
+
+/** A value of a GGUF's metadata; 64-bit numbers are bigints past 2^53. */
+export type GgufValue = number | bigint | boolean | string | string[] | GgufNumbers
 
 /** A payload as a typed array; int64 as BigInt64Array, half-width floats as raw bits, complex numbers interleaved. */
 export type TensorData =

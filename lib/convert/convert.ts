@@ -11,7 +11,7 @@ import { copyCompanions, writeDirectoryFiles } from './directory-files'
 import { checkConvert, type CheckedConvert } from './options'
 import { fusedGroup, namesOf, planTensors, type PlannedTensor } from './plan'
 import { ggufMetadata } from './gguf-metadata'
-import { DatSink, GgufSink, ShardSink, type TensorSink } from './sinks'
+import { FileSink, ShardSink, type TensorSink } from './sinks'
 import { Staging } from './staging'
 import { GlobalScales, needsScan, sourceBytes, TensorConversion, type ConversionRun } from './tensor-conversion'
 import { verifyWritten } from './verify-written'
@@ -68,7 +68,7 @@ async function openSink(
   warn: (warnings: readonly CheckpointWarning[]) => void,
 ): Promise<TensorSink> {
   const { policy, target, shardBytes, signal } = checked
-  if (policy.format === 'dat') return DatSink.create(join(staging.folder, 'model.dat'), tensors, signal)
+  if (policy.format === 'dat') return FileSink.dat(join(staging.folder, 'model.dat'), tensors, signal)
   if (policy.format !== 'gguf') return new ShardSink(staging.folder, tensors, shardBytes, signal)
   const modelDir = modelDirOf(checkpoint, checked)
   const { values, withoutTokenizer } = await ggufMetadata(target, checkpoint.config, policy.weights, modelDir)
@@ -76,7 +76,7 @@ async function openSink(
     const message = `${target}: was written without a tokenizer: ${withoutTokenizer}; pass modelDir`
     warn([{ code: 'NO_TOKENIZER', message, file: target, tensors: [] }])
   }
-  return GgufSink.create(join(staging.folder, 'model.gguf'), values, tensors, signal)
+  return FileSink.gguf(join(staging.folder, 'model.gguf'), values, tensors, signal)
 }
 
 async function writeTensors(

@@ -22,60 +22,49 @@ export interface TensorSink extends AsyncDisposable {
 
 type Chunks = AsyncIterable<Uint8Array> | Iterable<Uint8Array>
 
-export class DatSink implements TensorSink {
-  readonly files: readonly WrittenFile[]
-  readonly #writer: DatWriter
-
-  private constructor(writer: DatWriter, file: WrittenFile) {
-    this.#writer = writer
-    this.files = [file]
-  }
-
-  static async create(
-    path: string,
-    tensors: readonly PlannedTensor[],
-    signal: AbortSignal | undefined,
-  ): Promise<DatSink> {
-    const parts = tensors.flatMap((tensor) => tensor.parts)
-    const writer = await DatWriter.create(path, { entries: parts.length, signal })
-    return new DatSink(writer, { path, parts, digests: new Map() })
-  }
-
-  async write({ key, dtype, shape }: PlannedPart, chunks: Chunks): Promise<void> {
-    await this.#writer.write(key, dtype, shape, digested(chunks, this.files[0]!, key))
-  }
-
-  async finish(): Promise<void> {
-    await this.#writer.finish()
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.#writer.abort()
-  }
+/** What ends a file that is written part by part. */
+interface PartWriter {
+  finish(): Promise<unknown>
+  abort(): Promise<void>
 }
 
-export class GgufSink implements TensorSink {
+/** One file with every part in it. */
+export class FileSink implements TensorSink {
   readonly files: readonly WrittenFile[]
-  readonly #writer: GgufWriter
+  readonly #writer: PartWriter
+  readonly #write: (part: PlannedPart, chunks: Chunks) => Promise<void>
 
-  private constructor(writer: GgufWriter, file: WrittenFile) {
+  private constructor(
+    file: Pick<WrittenFile, 'path' | 'parts'>,
+    writer: PartWriter,
+    write: (part: PlannedPart, chunks: Chunks) => Promise<void>,
+  ) {
+    this.files = [{ ...file, digests: new Map() }]
     this.#writer = writer
-    this.files = [file]
+    this.#write = write
   }
 
-  static async create(
+  static async dat(path: string, tensors: readonly PlannedTensor[], signal: AbortSignal | undefined) {
+    const parts = tensors.flatMap((tensor) => tensor.parts)
+    const writer = await DatWriter.create(path, { entries: parts.length, signal })
+    return new FileSink({ path, parts }, writer, ({ key, dtype, shape }, chunks) =>
+      writer.write(key, dtype, shape, chunks),
+    )
+  }
+
+  static async gguf(
     path: string,
     metadata: ReadonlyMap<string, GgufWrittenValue>,
     tensors: readonly PlannedTensor[],
     signal: AbortSignal | undefined,
-  ): Promise<GgufSink> {
+  ) {
     const parts = tensors.flatMap((tensor) => tensor.parts)
     const writer = await GgufWriter.create(path, metadata, parts, signal)
-    return new GgufSink(writer, { path, parts, digests: new Map() })
+    return new FileSink({ path, parts }, writer, ({ key }, chunks) => writer.write(key, chunks))
   }
 
-  async write({ key }: PlannedPart, chunks: Chunks): Promise<void> {
-    await this.#writer.write(key, digested(chunks, this.files[0]!, key))
+  async write(part: PlannedPart, chunks: Chunks): Promise<void> {
+    await this.#write(part, digested(chunks, this.files[0]!, part.key))
   }
 
   async finish(): Promise<void> {

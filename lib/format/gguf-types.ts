@@ -1,4 +1,4 @@
-import type { DTypeName } from '../../types/format'
+import type { DTypeName, GgufNumbers } from '../../types/format'
 
 export interface GgmlType {
   readonly id: number
@@ -73,18 +73,6 @@ export interface GgufNumber {
   readonly read: (view: DataView, offset: number) => number | bigint
   readonly array: new (buffer: ArrayBuffer) => GgufNumbers
 }
-type GgufNumbers =
-  | Uint8Array
-  | Int8Array
-  | Uint16Array
-  | Int16Array
-  | Uint32Array
-  | Int32Array
-  | Float32Array
-  | BigUint64Array
-  | BigInt64Array
-  | Float64Array
-
 export const ggufIds = { uint8: 0, uint32: 4, int32: 5, float32: 6, bool: 7, string: 8, array: 9, uint64: 10 } as const
 
 export const ggufNumbers: Readonly<Record<number, GgufNumber>> = {
