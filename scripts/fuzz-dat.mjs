@@ -8,7 +8,7 @@
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fuzz, mutatorOf, randomOf } from './fuzz-support.mjs'
+import { checkAllocated, countingSource, fuzz, mutatorOf, randomOf } from './fuzz-support.mjs'
 import { DatReader, elementTypes, Qwen3Nvfp4Error, rewriteDat, writeDat } from 'qwen3-nvfp4/dat'
 
 const seconds = Number(process.argv[2] ?? 10)
@@ -43,30 +43,18 @@ async function makeCorpus() {
 }
 
 async function tryOne(bytes) {
-  let allocated = 0
-  const source = {
-    name: 'fuzz',
-    size: bytes.length,
-    read: async (target, position) => {
-      allocated += target.length
-      const part = bytes.subarray(position, position + target.length)
-      target.set(part)
-      return part.length
-    },
-    close: async () => {},
-  }
+  const source = countingSource(bytes)
   let opened = false
   try {
     const reader = await DatReader.open(source)
     opened = true
-    if (allocated > 3 * bytes.length + 65536) throw new Error(`allocated ${allocated} for ${bytes.length} bytes`)
+    checkAllocated(source)
     for (const { key, bytes: length } of reader.entries) {
       if ((await reader.readBytes(key)).length !== length) throw new Error(`short payload of ${key}`)
     }
   } catch (error) {
     if (opened || !(error instanceof Qwen3Nvfp4Error) || !error.code.startsWith('DAT_')) throw error
-    if (allocated > 3 * bytes.length + 65536)
-      throw new Error(`allocated ${allocated} for ${bytes.length} bytes`, { cause: error })
+    checkAllocated(source, error)
   }
   if (!opened) return false
   await rewriteDat(bytes, join(folder, 'back.dat'))

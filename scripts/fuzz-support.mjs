@@ -69,6 +69,28 @@ export function mutatorOf(random) {
   return { below, pick, mutateBytes, mutateJson }
 }
 
+/** A source of these bytes that counts in `allocated` what it was asked to fill. */
+export function countingSource(bytes) {
+  const source = {
+    allocated: 0,
+    name: 'fuzz',
+    size: bytes.length,
+    read: async (target, position) => {
+      source.allocated += target.length
+      const part = bytes.subarray(position, position + target.length)
+      target.set(part)
+      return part.length
+    },
+    close: async () => {},
+  }
+  return source
+}
+
+/** Throws when more was asked for than a small multiple of the file. */
+export function checkAllocated({ allocated, size }, cause) {
+  if (allocated > 3 * size + 65536) throw new Error(`allocated ${allocated} for ${size} bytes`, { cause })
+}
+
 /**
  * Tries cases until the time is over. `make` gives one, `attempt` whether it was valid; it throws when something is wrong,
  * and then the case is kept, its number and seed are printed, and the process ends with code 1.
