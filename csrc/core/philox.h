@@ -95,8 +95,4 @@ QN_HOST_DEVICE inline float uniform(uint32_t word) {
   return u < 1.0f ? u : 0x1.fffffep-1f;
 }
 
-inline float random_uniform(uint64_t seed, int64_t element, uint32_t parameter, uint32_t step, RandomStream stream) {
-  return uniform(random_words(seed, element >> 2, parameter, step, stream).w[element & 3]);
-}
-
 }  // namespace qn

@@ -8,10 +8,6 @@
 
 namespace qn::adamw {
 
-QN_ADAMW_FN bool is_packed(MomentFormat format) {
-  return format == MomentFormat::kNvfp4 || format == MomentFormat::kInt8;
-}
-
 // --- Plain moments of one element -----------------------------------------------------------------------------------
 
 struct MomentRates {

@@ -12,13 +12,6 @@ const byteToChar: readonly string[] = (() => {
 
 const charToByte = new Map(byteToChar.map((char, byte) => [char, byte]))
 
-/** Bytes as text of the byte-level alphabet. */
-export function bytesToByteLevel(bytes: Uint8Array): string {
-  let text = ''
-  for (const byte of bytes) text += byteToChar[byte]!
-  return text
-}
-
 /** The bytes that a token of the byte-level alphabet stands for, or undefined when it has another character. */
 export function byteLevelToBytes(token: string): Uint8Array | undefined {
   const bytes = new Uint8Array(token.length)

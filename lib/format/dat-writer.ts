@@ -1,5 +1,5 @@
 import { types } from 'node:util'
-import type { DTypeName, LongOperationOptions } from '../../types/format'
+import type { DTypeName } from '../../types/format'
 import {
   checkInteger,
   checkOptions,
@@ -158,9 +158,6 @@ export class DatWriter implements AsyncDisposable {
     return new Qwen3Nvfp4Error('DISPOSED', `the writer of ${this.#name} is ${what}`, { file: this.#name })
   }
 }
-
-/** The options of a long operation that writes. */
-export type WriteOptions = LongOperationOptions
 
 export function checkElementType(elementType: unknown, name = 'elementType'): ElementType {
   if (typeof elementType !== 'number' && typeof elementType !== 'string') {
