@@ -112,6 +112,9 @@ Napi::Value NativeOptimizer::JsCreate(const Napi::CallbackInfo& info) {
         [state = alive(), options = options_, names = trainable_](const Cpu& cpu) {
           Model& model = state->model->model;
           const std::unordered_set<std::string> trained(names.begin(), names.end());
+          for (const Parameter& parameter : model.parameters()) {
+            if (trained.count(parameter.name) > 0) refuse_frozen_form(parameter);
+          }
           for (Parameter& parameter : model.parameters()) parameter.trainable = trained.count(parameter.name) > 0;
           state->optimizer = std::make_unique<PackedAdamW>(model, options, cpu);
           state->model->resumed_seed.reset();

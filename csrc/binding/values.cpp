@@ -63,6 +63,8 @@ const char* storage_name(Storage storage) {
   switch (storage) {
     case Storage::kNvfp4:
       return "nvfp4";
+    case Storage::kBnb4:
+      return "bnb4";
     case Storage::kF32:
       return "fp32";
     case Storage::kF16:

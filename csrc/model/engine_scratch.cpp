@@ -15,7 +15,7 @@ constexpr int64_t kLeastSliceRows = 128, kLeastSliceCols = 64;
 
 void EngineScratch::see(const Parameter& matrix, int64_t rows, bool residual) {
   const int64_t decoded = rows * matrix.cols * 2;
-  if (matrix.storage == Storage::kNvfp4) {
+  if (is_packed(matrix.storage)) {
     const int64_t least = 2 * std::max(kLeastSliceRows * matrix.cols, kLeastSliceCols * rows);
     slices_ = std::max(slices_, std::min(decoded, std::max(kLinearSliceBytes, least)));
     if (residual) summed_cols_ = std::max(summed_cols_, matrix.cols);
@@ -31,7 +31,7 @@ int64_t EngineScratch::backward(const ModelConfig& config, int64_t N) const {
 }
 
 int64_t decoded_head_rows(const ModelConfig& config, Storage head, int64_t rows) {
-  return head == Storage::kNvfp4 && rows <= kGemvTokens ? 0 : config.V;
+  return is_packed(head) && rows <= kGemvTokens ? 0 : config.V;
 }
 
 EngineScratch engine_scratch(Model& model, int64_t head_rows) {

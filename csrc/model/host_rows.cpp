@@ -8,7 +8,7 @@ int64_t width_of(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }
 
 int64_t arena_bytes(const Parameter& p, int64_t rows) {
   const int64_t count = rows * p.cols;
-  if (p.storage != Storage::kNvfp4) return Arena::aligned(count * width_of(p.storage));
+  if (!is_packed(p.storage)) return Arena::aligned(count * width_of(p.storage));
   const int64_t packed = Arena::aligned(count / 2) + Arena::aligned(count / 16);
   return p.shows_residual() ? 2 * packed : packed;
 }
@@ -35,6 +35,10 @@ WeightView HostRows::rows(int64_t begin, int64_t count) {
     if (!packed->codes) continue;
     packed->codes = fetch(packed->codes, elements / 2);
     packed->scales = fetch(packed->scales, elements / 16);
+  }
+  if (view.bnb4.codes) {
+    view.bnb4.codes = fetch(view.bnb4.codes, elements / 2);
+    view.bnb4.absmax = reinterpret_cast<const float*>(fetch(view.bnb4.absmax, elements / 16));
   }
   return view;
 }

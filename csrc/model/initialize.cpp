@@ -49,6 +49,7 @@ void initialize_model(Model& model, const InitializeOptions& options, const Cpu&
   if (!(options.stddev > 0) || !std::isfinite(options.stddev)) {
     fail(Code::kInvalidArgument, "the standard deviation of the weights is %g", static_cast<double>(options.stddev));
   }
+  if (options.storage == Storage::kBnb4) fail(Code::kInvalidArgument, "random weights are NVFP4 or dense");
   require_compute(model);
   Device& device = model.device();
   // All of it first, so that a model that does not fit says so at once.

@@ -43,6 +43,7 @@ void read_values(float* out, Model& model, const Parameter& p, const Cpu& cpu) {
 }
 
 void write_values(Model& model, Parameter& p, const float* values, const Cpu& cpu) {
+  refuse_frozen_form(p);
   const float amax = amax_cpu(values, p.rows, p.cols, cpu);  // refuses NaN and infinity
   if (p.storage == Storage::kNvfp4) {
     p.global_scale = p.two_level ? two_level_global_scale(amax) : 1.0f;

@@ -9,7 +9,8 @@ namespace qn {
 void read_values(float* out, Model& model, const Parameter& parameter, const Cpu& cpu);
 
 // Overwrites them: rounded to nearest, or quantised anew for NVFP4, whose residual becomes zeros. values
-// f32[rows, cols]; Error(kNonFiniteWeight) for a NaN or infinity, before anything changed.
+// f32[rows, cols]; Error(kNonFiniteWeight) for a NaN or infinity, before anything changed, and what
+// refuse_frozen_form() throws.
 void write_values(Model& model, Parameter& parameter, const float* values, const Cpu& cpu);
 
 }  // namespace qn

@@ -61,6 +61,8 @@ void decode_begin_cuda(const DecodeBeginCuda& args, CudaStream stream) {
   switch (args.w.storage) {
     case Storage::kNvfp4:
       return launch<Storage::kNvfp4>(args, stream);
+    case Storage::kBnb4:
+      return launch<Storage::kBnb4>(args, stream);
     case Storage::kF32:
       return launch<Storage::kF32>(args, stream);
     case Storage::kF16:

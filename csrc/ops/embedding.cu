@@ -127,6 +127,8 @@ void embedding_cuda(uint16_t* x, const WeightView& w, const int32_t* ids, int64_
   switch (w.storage) {
     case Storage::kNvfp4:
       return launch_embedding<Storage::kNvfp4>(x, w, ids, T, cuda_stream);
+    case Storage::kBnb4:
+      return launch_embedding<Storage::kBnb4>(x, w, ids, T, cuda_stream);
     case Storage::kF32:
       return launch_embedding<Storage::kF32>(x, w, ids, T, cuda_stream);
     case Storage::kF16:

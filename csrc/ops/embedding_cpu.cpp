@@ -36,6 +36,12 @@ void decode_row(float* x, const WeightView& w, int64_t row) {
       if (!w.has_residual()) return;
       for (int64_t h = 0; h < H; ++h) x[h] += packed_value(w.residual, row, h, H);
       return;
+    case Storage::kBnb4:
+      for (int64_t h = 0; h < H; ++h) {
+        const int64_t at = row * H + h;
+        x[h] = bnb4_to_f32(w.bnb4.codes[at / 2] >> (4 * (at % 2)), w.bnb4.absmax[at / kBnb4BlockSize], w.bnb4.codebook);
+      }
+      return;
   }
 }
 

@@ -34,7 +34,7 @@ void gemm_cpu(const GemmArgs& args, const Cpu& cpu);
 // The table for cpu.isa.
 const LinearKernels& linear_kernels(Isa isa);
 
-// out[0, count) = w[row, column ...], decoded. NVFP4: column and count % 16 == 0.
+// out[0, count) = w[row, column ...], decoded. Packed: column and count % 16 == 0.
 void decode_row(float* out, const WeightView& w, int64_t stride, int64_t row, int64_t column, int64_t count,
                 const LinearKernels& kernels);
 

@@ -126,6 +126,9 @@ void decode_row(float* out, const WeightView& w, int64_t stride, int64_t row, in
                              count, true);
       }
       return;
+    case Storage::kBnb4:
+      return kernels.decode_bnb4(out, w.bnb4.codes + at / 2, w.bnb4.absmax + at / kBnb4BlockSize,
+                                 bnb4_values(w.bnb4.codebook), at % kBnb4BlockSize, count);
   }
 }
 

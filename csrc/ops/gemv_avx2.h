@@ -23,6 +23,13 @@ static inline __m256 e2m1_value(__m256i right, __m256i left) {
   return _mm256_or_ps(magnitude, _mm256_and_ps(_mm256_castsi256_ps(left), _mm256_set1_ps(-0.0f)));
 }
 
+// The value of a code in a table of sixteen, whose halves are `lower` and `upper`: a permute of each by the low three
+// bits, of which the fourth, the sign of `left`, picks one.
+static inline __m256 bnb4_value(__m256 lower, __m256 upper, __m256i right, __m256i left) {
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(lower, right), _mm256_permutevar8x32_ps(upper, right),
+                          _mm256_castsi256_ps(left));
+}
+
 // E4M3 (never negative here) shifted by 7 is an f16 2^8 too small, subnormals included, and the conversion is exact.
 constexpr float kE4M3AsF16 = 256.0f;
 

@@ -34,6 +34,25 @@ static inline void e2m1_values(float32x4_t low[2], float32x4_t high[2], uint8x16
   high[1] = vreinterpretq_f32_u16(vzip2q_u16(zero, second));
 }
 
+// The four bytes of sixteen f32 values, one register for each.
+static inline uint8x16x4_t bnb4_table(const float* values) {
+  return vld4q_u8(reinterpret_cast<const uint8_t*>(values));
+}
+
+// As e2m1_values, by a table of any values: a lookup for each byte of an f32.
+static inline void bnb4_values(float32x4_t low[2], float32x4_t high[2], const uint8x16x4_t& table, uint8x16_t codes) {
+  const uint8x16_t byte0 = vqtbl1q_u8(table.val[0], codes), byte1 = vqtbl1q_u8(table.val[1], codes);
+  const uint8x16_t byte2 = vqtbl1q_u8(table.val[2], codes), byte3 = vqtbl1q_u8(table.val[3], codes);
+  const uint16x8_t lower0 = vreinterpretq_u16_u8(vzip1q_u8(byte0, byte1));
+  const uint16x8_t lower1 = vreinterpretq_u16_u8(vzip2q_u8(byte0, byte1));
+  const uint16x8_t upper0 = vreinterpretq_u16_u8(vzip1q_u8(byte2, byte3));
+  const uint16x8_t upper1 = vreinterpretq_u16_u8(vzip2q_u8(byte2, byte3));
+  low[0] = vreinterpretq_f32_u16(vzip1q_u16(lower0, upper0));
+  low[1] = vreinterpretq_f32_u16(vzip2q_u16(lower0, upper0));
+  high[0] = vreinterpretq_f32_u16(vzip1q_u16(lower1, upper1));
+  high[1] = vreinterpretq_f32_u16(vzip2q_u16(lower1, upper1));
+}
+
 // E4M3 (never negative here) shifted by 7 is an f16 2^8 too small, subnormals included, and the conversion is exact.
 constexpr float kE4M3AsF16 = 256.0f;
 

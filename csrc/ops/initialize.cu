@@ -84,6 +84,8 @@ void initialize_normal_cuda(const InitializeArgs& args, CudaStream stream) {
           args.codes, args.scales, blocks, args.global_scale, args.seed, args.parameter, args.stddev);
       break;
     }
+    case Storage::kBnb4:
+      fail(Code::kInternal, "random weights are NVFP4 or dense");
     case Storage::kF32:
       launch_dense<Storage::kF32>(args, cuda_stream);
       break;

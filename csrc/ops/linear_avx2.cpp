@@ -118,6 +118,20 @@ void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float
   }
 }
 
+void decode_bnb4(float* out, const uint8_t* codes, const float* absmax, const float* values, int64_t first,
+                 int64_t count) {
+  const __m256 lower = _mm256_loadu_ps(values), upper = _mm256_loadu_ps(values + 8);
+  const __m256i right = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+  const __m256i left = _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0);
+  for (int64_t k = 0; k < count; k += 8) {
+    int32_t eight;
+    __builtin_memcpy(&eight, codes + k / 2, 4);
+    const __m256i words = _mm256_set1_epi32(eight);
+    const __m256 code = bnb4_value(lower, upper, _mm256_srlv_epi32(words, right), _mm256_sllv_epi32(words, left));
+    _mm256_storeu_ps(out + k, _mm256_mul_ps(code, _mm256_set1_ps(absmax[(first + k) / 64])));
+  }
+}
+
 void decode_f16(float* out, const uint16_t* source, int64_t count) {
   for (int64_t k = 0; k < count; k += 8) store_f32(out + k, count - k, load_f16(source + k, count - k));
 }
@@ -135,6 +149,7 @@ const LinearKernels kLinearAvx2 = {
     .transpose = transpose,
     .copy = copy,
     .decode_nvfp4 = decode_nvfp4,
+    .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
     .gemv_tokens = kGemvTokensAvx2,

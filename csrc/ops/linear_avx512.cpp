@@ -133,6 +133,20 @@ void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float
   }
 }
 
+void decode_bnb4(float* out, const uint8_t* codes, const float* absmax, const float* values, int64_t first,
+                 int64_t count) {
+  const __m512 table = _mm512_loadu_ps(values);
+  const __m512i shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+  for (int64_t k = 0; k < count; k += 16) {
+    int32_t low, high;  // eight columns each
+    __builtin_memcpy(&low, codes + k / 2, 4);
+    __builtin_memcpy(&high, codes + k / 2 + 4, 4);
+    const __m512i words = _mm512_mask_set1_epi32(_mm512_set1_epi32(low), 0xff00, high);
+    const __m512 code = _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), table);
+    _mm512_storeu_ps(out + k, _mm512_mul_ps(code, _mm512_set1_ps(absmax[(first + k) / 64])));
+  }
+}
+
 void decode_f16(float* out, const uint16_t* source, int64_t count) {
   for (int64_t k = 0; k < count; k += 16) {
     const __mmask16 lanes = first(count - k);
@@ -157,6 +171,7 @@ const LinearKernels kLinearAvx512 = {
     .transpose = transpose,
     .copy = copy,
     .decode_nvfp4 = decode_nvfp4,
+    .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
     .gemv_tokens = kGemvTokensAvx512,

@@ -36,6 +36,8 @@ double reference_value(const WeightView& w, int64_t at) {
       return bf16_to_f32(static_cast<const uint16_t*>(w.dense)[at]);
     case Storage::kNvfp4:
       return packed_value(w.packed, at) + (w.has_residual() ? packed_value(w.residual, at) : 0);
+    case Storage::kBnb4:
+      return bnb4_to_f32(w.bnb4.codes[at / 2] >> (4 * (at % 2)), w.bnb4.absmax[at / kBnb4BlockSize], w.bnb4.codebook);
   }
   return 0;
 }
@@ -71,6 +73,8 @@ bool linear_gemv(float* y, const float* x, const WeightView& w, int64_t T, bool 
     case Storage::kBF16:
       run_gemv(args, kernels.gemv_bf16, cpu);
       return true;
+    case Storage::kBnb4:
+      return false;
     case Storage::kNvfp4:
       break;
   }

@@ -38,6 +38,9 @@ struct LinearKernels {
   // out[0, count) from packed storage; with add, out += (one rounding each). count % 16 == 0 for NVFP4.
   void (*decode_nvfp4)(float* out, const uint8_t* codes, const uint8_t* scales, float global_scale, int64_t count,
                        bool add);
+  // out[i] = values[code i] · absmax[(first + i) / 64] from bitsandbytes codes; first and count % 16 == 0.
+  void (*decode_bnb4)(float* out, const uint8_t* codes, const float* absmax, const float* values, int64_t first,
+                      int64_t count);
   void (*decode_f16)(float* out, const uint16_t* source, int64_t count);
   void (*decode_bf16)(float* out, const uint16_t* source, int64_t count);
 

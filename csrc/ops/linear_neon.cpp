@@ -117,6 +117,20 @@ void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float
   }
 }
 
+void decode_bnb4(float* out, const uint8_t* codes, const float* absmax, const float* values, int64_t first,
+                 int64_t count) {
+  const uint8x16x4_t table = bnb4_table(values);
+  for (int64_t k = 0; k < count; k += 16) {
+    const float scale = absmax[(first + k) / 64];
+    const uint8x8_t pairs = vld1_u8(codes + k / 2);
+    const uint8x8_t even = vand_u8(pairs, vdup_n_u8(15)), odd = vshr_n_u8(pairs, 4);
+    float32x4_t value[4];
+    bnb4_values(value, value + 2, table, vcombine_u8(vzip1_u8(even, odd), vzip2_u8(even, odd)));
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) vst1q_f32(out + k + 4 * j, vmulq_n_f32(value[j], scale));
+  }
+}
+
 void decode_f16(float* out, const uint16_t* source, int64_t count) {
   for (int64_t k = 0; k < count; k += 4) store_f32(out + k, count - k, widen_f16(load_halves(source + k, count - k)));
 }
@@ -134,6 +148,7 @@ const LinearKernels kLinearNeon = {
     .transpose = transpose,
     .copy = copy,
     .decode_nvfp4 = decode_nvfp4,
+    .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
     .gemv_tokens = kGemvTokensNeon,

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "core/dtype.h"
+#include "format/bnb4.h"
 #include "format/nvfp4.h"
 #include "ops/linear_kernels.h"
 
@@ -66,6 +67,13 @@ void decode_nvfp4(float* out, const uint8_t* codes, const uint8_t* scales, float
   }
 }
 
+void decode_bnb4(float* out, const uint8_t* codes, const float* absmax, const float* values, int64_t first,
+                 int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = values[(codes[i / 2] >> (4 * (i % 2))) & 15] * absmax[(first + i) / kBnb4BlockSize];
+  }
+}
+
 void decode_f16(float* out, const uint16_t* source, int64_t count) {
   for (int64_t k = 0; k < count; ++k) out[k] = f16_to_f32(source[k]);
 }
@@ -83,6 +91,7 @@ const LinearKernels kLinearPortable = {
     .transpose = transpose,
     .copy = copy,
     .decode_nvfp4 = decode_nvfp4,
+    .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
     .gemv_tokens = 0,

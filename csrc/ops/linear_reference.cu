@@ -4,6 +4,7 @@
 #include "core/cuda_check.h"
 #include "core/dtype.h"
 #include "format/nvfp4.h"
+#include "ops/bnb4_cuda.h"
 #include "ops/linear.h"
 
 namespace qn {
@@ -18,6 +19,11 @@ __device__ float decoded(const Nvfp4View& w, int64_t at) {
   return e2m1_to_f32(at % 2 ? byte >> 4 : byte & 15u) * e4m3_to_f32(w.scales[at / kBlockSize]) * w.global_scale;
 }
 
+__device__ float decoded(const Bnb4View& w, int64_t at) {
+  const uint32_t byte = w.codes[at / 2];
+  return bnb4_value(w.codebook, at % 2 ? byte >> 4 : byte & 15u) * w.absmax[at / kBnb4BlockSize];
+}
+
 __device__ float weight_at(const WeightView& w, int64_t at) {
   switch (w.storage) {
     case Storage::kF32:
@@ -28,6 +34,8 @@ __device__ float weight_at(const WeightView& w, int64_t at) {
       return bf16_to_f32(static_cast<const uint16_t*>(w.dense)[at]);
     case Storage::kNvfp4:
       return decoded(w.packed, at) + (w.residual.codes ? decoded(w.residual, at) : 0.0f);
+    case Storage::kBnb4:
+      return decoded(w.bnb4, at);
   }
   return 0;
 }

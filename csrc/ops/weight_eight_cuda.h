@@ -4,6 +4,7 @@
 #include "core/dtype.h"
 #include "format/nvfp4.h"
 #include "ops/bf16x8_cuda.h"
+#include "ops/bnb4_cuda.h"
 #include "ops/weight_view.h"
 
 namespace qn {
@@ -15,6 +16,15 @@ __device__ inline Eight packed_eight(const Nvfp4View& view, int64_t first) {
   Eight out;
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) out.value[i] = e2m1_to_f32(codes >> (4 * i)) * scale * view.global_scale;
+  return out;
+}
+
+__device__ inline Eight bnb4_eight(const Bnb4View& view, int64_t first) {
+  const uint32_t codes = *reinterpret_cast<const uint32_t*>(view.codes + first / 2);
+  const float absmax = view.absmax[first / kBnb4BlockSize];
+  Eight out;
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) out.value[i] = bnb4_value(view.codebook, codes >> (4 * i) & 15u) * absmax;
   return out;
 }
 
@@ -34,6 +44,8 @@ __device__ inline Eight weight_eight(const WeightView& w, int64_t first) {
 #pragma unroll
     for (int i = 0; i < kLaneValues; ++i) out.value[i] = f16_to_f32(halves.value[i]);
     return out;
+  } else if constexpr (storage == Storage::kBnb4) {
+    return bnb4_eight(w.bnb4, first);
   } else {
     Eight out = packed_eight(w.packed, first);
     if (w.residual.codes) {

@@ -20,6 +20,10 @@ WeightView WeightView::slice_rows(int64_t begin, int64_t count) const {
   }
   part.packed = slice(packed, begin, cols);
   part.residual = slice(residual, begin, cols);
+  if (bnb4.codes) {
+    part.bnb4.codes += begin * (cols / 2);
+    part.bnb4.absmax += begin * (cols / kBnb4BlockSize);
+  }
   return part;
 }
 

@@ -16,8 +16,8 @@ int64_t& of(MemoryBytes& bytes, MemoryKind kind) { return bytes[static_cast<size
 
 // As Parameter::allocate() stores it: vectors and matrices not divisible into blocks stay dense.
 Storage stored_form(const ParameterSpec& spec, Storage wanted) {
-  if (spec.is_vector) return Storage::kF32;
-  return wanted == Storage::kNvfp4 && spec.cols % kBlockSize != 0 ? Storage::kF32 : wanted;
+  const int64_t block = wanted == Storage::kNvfp4 ? kBlockSize : wanted == Storage::kBnb4 ? kBnb4BlockSize : 1;
+  return spec.is_vector || spec.cols % block != 0 ? Storage::kF32 : wanted;
 }
 
 int64_t dense_bytes(Storage storage) { return storage == Storage::kF32 ? 4 : 2; }
@@ -32,7 +32,7 @@ std::deque<Parameter> shapes(const ModelConfig& config, Storage weights, const s
     parameter.cols = spec.cols;
     parameter.is_vector = spec.is_vector;
     parameter.storage = stored_form(spec, weights);
-    parameter.trainable = frozen.count(spec.name) == 0;
+    parameter.trainable = frozen.count(spec.name) == 0 && parameter.storage != Storage::kBnb4;
   }
   return parameters;
 }
@@ -61,7 +61,7 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
   const std::deque<Parameter> parameters = shapes(config, args.weights, args.frozen);
   for (const Parameter& parameter : parameters) {
     const int64_t count = parameter.count();
-    if (parameter.storage == Storage::kNvfp4) {
+    if (is_packed(parameter.storage)) {
       of(bytes, MemoryKind::kWeights) += count / 2;
       of(bytes, MemoryKind::kScales) += count / kBlockSize;
     } else {

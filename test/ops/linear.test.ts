@@ -204,7 +204,9 @@ describe('linear', () => {
     const call = (changes: Partial<Weight>) => () => linear(new Float32Array(64), { ...weight, ...changes }, 1)
     expect(call({ rows: 5 })).toThrow('Expected 80 elements for codes but received 64')
     expect(call({ cols: 24 })).toThrow('Expected a multiple of 16 for cols')
-    expect(call({ storage: 'q4' as 'f32' })).toThrow('Expected nvfp4, f32, f16 or bf16 for storage but received q4')
+    expect(call({ storage: 'q4' as 'f32' })).toThrow(
+      'Expected nvfp4, bnb4, f32, f16 or bf16 for storage but received q4',
+    )
     expect(call({ codes: new Float32Array(64) as unknown as Uint8Array })).toThrow('Expected a Uint8Array')
   })
 })

@@ -4,7 +4,7 @@ import { seededValues } from './native-ops'
 export type WeightKind = 'nvfp4' | 'nvfp4+residual' | 'f32' | 'f16' | 'bf16'
 
 export interface Weight {
-  storage: 'nvfp4' | 'f32' | 'f16' | 'bf16'
+  storage: 'nvfp4' | 'bnb4' | 'f32' | 'f16' | 'bf16'
   rows: number
   cols: number
   dense?: Float32Array | Uint16Array
@@ -14,6 +14,8 @@ export interface Weight {
   residualCodes?: Uint8Array
   residualScales?: Uint8Array
   residualGlobalScale?: number
+  codebook?: 'nf4' | 'fp4'
+  absmax?: Float32Array
 }
 
 const { floor } = Math

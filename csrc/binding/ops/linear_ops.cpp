@@ -30,6 +30,22 @@ float scalar(const Napi::Object& object, const char* key) {
 
 bool flag(const Napi::Value& value) { return value.IsBoolean() && value.As<Napi::Boolean>().Value(); }
 
+Codebook codebook_of(const Napi::Value& value) {
+  const std::string name = value.ToString().Utf8Value();
+  if (name != "nf4" && name != "fp4") throw Napi::RangeError::New(value.Env(), "Expected nf4 or fp4 for codebook");
+  return name == "nf4" ? Codebook::kNf4 : Codebook::kFp4;
+}
+
+// (codes, absmax, x, codebook)
+void quantize_codes(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    const auto count = static_cast<int64_t>(info[2].As<Napi::TypedArray>().ElementLength());
+    if (count % kBnb4BlockSize != 0) throw Napi::RangeError::New(info.Env(), "Expected a multiple of 64 values");
+    quantize_bnb4(array_data<uint8_t>(info[0]), array_data<float>(info[1]), array_data<float>(info[2]), count,
+                  codebook_of(info[3]));
+  });
+}
+
 // (y, x, weight, T, accumulate, options?)
 template <auto op>
 void weighted(const Napi::CallbackInfo& info) {
@@ -118,6 +134,11 @@ WeightView weight_view(const Napi::Value& value) {
                 scalar(object, "globalScale")};
     w.residual = {sized<uint8_t>(object, "residualCodes", count / 2),
                   sized<uint8_t>(object, "residualScales", count / 16), scalar(object, "residualGlobalScale")};
+  } else if (storage == "bnb4") {
+    if (w.cols % kBnb4BlockSize != 0) throw Napi::RangeError::New(value.Env(), "Expected a multiple of 64 for cols");
+    w.storage = Storage::kBnb4;
+    w.bnb4 = {sized<uint8_t>(object, "codes", count / 2), sized<float>(object, "absmax", count / kBnb4BlockSize),
+              codebook_of(object.Get("codebook"))};
   } else if (storage == "f32") {
     w.storage = Storage::kF32;
     w.dense = sized<float>(object, "dense", count);
@@ -125,7 +146,8 @@ WeightView weight_view(const Napi::Value& value) {
     w.storage = storage == "f16" ? Storage::kF16 : Storage::kBF16;
     w.dense = sized<uint16_t>(object, "dense", count);
   } else {
-    throw Napi::RangeError::New(value.Env(), "Expected nvfp4, f32, f16 or bf16 for storage but received " + storage);
+    throw Napi::RangeError::New(value.Env(),
+                                "Expected nvfp4, bnb4, f32, f16 or bf16 for storage but received " + storage);
   }
   return w;
 }
@@ -135,6 +157,7 @@ void register_linear_ops(Napi::Env env, Napi::Object ops) {
   ops.Set("linearBackwardInput", Napi::Function::New<weighted<linear_backward_input_cpu>>(env, "linearBackwardInput"));
   ops.Set("linearBackwardWeight", Napi::Function::New<backward_weight>(env, "linearBackwardWeight"));
   ops.Set("dequantizeRows", Napi::Function::New<dequantize_rows>(env, "dequantizeRows"));
+  ops.Set("quantizeBnb4", Napi::Function::New<quantize_codes>(env, "quantizeBnb4"));
   ops.Set("readWords", Napi::Function::New<read_words>(env, "readWords"));
   ops.Set("linearReference", Napi::Function::New<reference>(env, "linearReference"));
 }
