@@ -103,10 +103,12 @@ struct Row {
 // Waits for all blocks; what they wrote to global memory before is seen after.
 __device__ void sync_blocks() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
-#else
-  __syncthreads();  // there is one block
+  if (gridDim.x > 1) {
+    asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
+    return;
+  }
 #endif
+  __syncthreads();
 }
 
 // Ascends with the value; both zeros are one.

@@ -19,10 +19,13 @@ interface Call {
   slots?: number
 }
 
+/** 0: as many as the device has. Tools that follow every access cannot wait at barriers of several (test:gpu:sanitize). */
+const defaultBlocks = Number(process.env['QN_SAMPLE_BLOCKS'] ?? 0)
+
 function onCuda(logits: Float32Array, options: SampleOptions, call: Call = {}): CudaSampled & { seen: Uint8Array } {
   const seen = new Uint8Array(logits.length)
   for (const id of call.history ?? []) seen[id] = 1
-  const { position = 1, blocks = 0, slots = 1 } = call
+  const { position = 1, blocks = defaultBlocks, slots = 1 } = call
   const result: CudaSampled = ops.sampleTokenCuda!(logits, logits.length, seen, position, options, { blocks, slots })
   return { ...result, seen }
 }

@@ -1,5 +1,6 @@
 /** Training runs of test/support/train-child.cjs in processes of their own, some of which die. */
 import { spawn, spawnSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
@@ -38,8 +39,10 @@ export async function killInChild(options: ChildOptions, afterMs: number): Promi
   return checkpoint!.step
 }
 
+const sha256 = (bytes: Buffer) => createHash('sha256').update(bytes).digest('hex')
+
 /** What the last checkpoint is made of, the losses of every step included. */
 export async function lastCheckpoint(folder: string) {
   const { path, step, state, files } = (await findCheckpoint(folder)).checkpoint!
-  return { step, state, files: files.map(({ name }) => [name, readFileSync(join(path, name))]) }
+  return { step, state, files: files.map(({ name }) => [name, sha256(readFileSync(join(path, name)))]) }
 }
