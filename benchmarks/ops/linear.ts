@@ -1,5 +1,5 @@
 /**
- * Matrix products: GB/s of NVFP4 matrix-vector products at Qwen3-4B's shapes as a fraction of the machine's read
+ * Matrix products: GB/s of NVFP4 and NF4 matrix-vector products at Qwen3-4B's shapes as a fraction of the machine's read
  * bandwidth, and GFLOP/s of the blocked products as a fraction of OpenBLAS, each pair measured in turn in one run.
  *
  *   npx tsx benchmarks/ops/linear.ts [threads: all] [isa: best] [rounds: 9]
@@ -42,6 +42,7 @@ function randomBytes(bytes: number, seed: number, low: number, high: number): Ui
 class WeightRing {
   readonly #codes = randomBytes(2 ** 31, 1, 0, 255)
   readonly #scales = randomBytes(2 ** 28, 2, 0x28, 0x3c)
+  readonly #absmax = new Float32Array(randomBytes(2 ** 28, 3, 0x3c, 0x3d).buffer)
   #block = 0
 
   next(rows: number, cols: number): Weight {
@@ -53,12 +54,20 @@ class WeightRing {
     return { storage: 'nvfp4', rows, cols, codes, scales: this.#scales.subarray(from, this.#block), globalScale: 0.3 }
   }
 
+  /** NF4 has as many bytes of magnitudes as NVFP4 of scales: its magnitudes are this other 256 MiB. */
+  nextNf4(rows: number, cols: number): Weight {
+    const { codes } = this.next(rows, cols)
+    const blocks = (rows * cols) / 64
+    const from = this.#block / 4 - blocks
+    return { storage: 'bnb4', codebook: 'nf4', rows, cols, codes, absmax: this.#absmax.subarray(from, from + blocks) }
+  }
+
   nextBytes(bytes: number): Uint8Array {
     return this.next(bytes / 8, 16).codes!
   }
 }
 
-function matrixVector(ring: WeightRing): void {
+function matrixVector(ring: WeightRing, form: 'NVFP4' | 'NF4'): void {
   const shapes: [string, N: number, K: number][] = [
     ['q_proj', 4096, 2560],
     ['k_proj, v_proj', 1024, 2560],
@@ -66,7 +75,7 @@ function matrixVector(ring: WeightRing): void {
     ['gate_proj, up_proj', 9728, 2560],
     ['down_proj', 2560, 9728],
   ]
-  console.log(`\nNVFP4 matrix-vector product, ${threads} threads`)
+  console.log(`\n${form} matrix-vector product, ${threads} threads`)
   row('weight [N, K]', 'µs', 'GB/s', 'read GB/s', 'fraction')
   for (const [name, N, K] of shapes) {
     for (const T of name === 'gate_proj, up_proj' ? [1, 2, 4, 8] : [1]) {
@@ -78,7 +87,7 @@ function matrixVector(ring: WeightRing): void {
       for (let round = 0; round < rounds; round++) {
         const slice = ring.nextBytes(2 ** 27)
         read.push(2 ** 27 / seconds(() => ops.readWords!(slice, options)))
-        const weights = Array.from({ length: repeats }, () => ring.next(N, K))
+        const weights = Array.from({ length: repeats }, () => (form === 'NF4' ? ring.nextNf4(N, K) : ring.next(N, K)))
         product.push(seconds(() => weights.forEach((w) => ops.linear!(y, x, w, T, false, options))) / repeats)
       }
       const [time, bandwidth] = [median(product), median(read)]
@@ -168,5 +177,6 @@ console.log(
   `${cpus()[0]!.model}, ${availableParallelism()} cores, node ${process.version}, isa ${isa ?? 'best'}, medians of ${rounds} rounds`,
 )
 const ring = new WeightRing()
-matrixVector(ring)
+matrixVector(ring, 'NVFP4')
+matrixVector(ring, 'NF4')
 blocked(ring)

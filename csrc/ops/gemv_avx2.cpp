@@ -2,7 +2,7 @@
 //
 // NVFP4: a register holds 32 code bytes, so dword i has columns 8i .. 8i+7 of 64 and nibble j of every dword is one
 // lookup away from 8 f32 values, columns {8i + j}. x is put in that order beforehand. Dword i lies in block i / 2: its
-// eight products share a scale, which is applied once.
+// eight products share a scale, which is applied once. Of bitsandbytes codes the 64 columns are one block.
 #include "ops/gemv_avx2.h"
 
 namespace qn {
@@ -26,13 +26,22 @@ float sum_lanes(__m256 v) {
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
+struct E2M1 {
+  __m256 operator()(__m256i right, __m256i left) const { return e2m1_value(right, left); }
+};
+struct Sixteen {
+  __m256 lower, upper;
+  __m256 operator()(__m256i right, __m256i left) const { return bnb4_value(lower, upper, right, left); }
+};
+
 // sum[t] += the products of 64 columns with token t, whose ordered columns start at x + t · stride.
-template <int kTokens>
-inline void add_chunk(__m256 sum[kTokens], __m256i codes, __m256 scales, const float* x, int64_t stride) {
+template <int kTokens, typename Values>
+inline void add_chunk(__m256 sum[kTokens], __m256i codes, const Values& values, __m256 scales, const float* x,
+                      int64_t stride) {
   __m256 product[kTokens];
 #pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
-    const __m256 code = e2m1_value(_mm256_srli_epi32(codes, 4 * j), _mm256_slli_epi32(codes, 28 - 4 * j));
+    const __m256 code = values(_mm256_srli_epi32(codes, 4 * j), _mm256_slli_epi32(codes, 28 - 4 * j));
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
       const __m256 column = _mm256_loadu_ps(x + t * stride + 8 * j);
@@ -48,7 +57,7 @@ void nvfp4_rows(const GemvArgs& args, int64_t begin, int64_t end) {
   const int64_t full = args.K / kGemvChunkAvx2, rest = args.K % kGemvChunkAvx2;
   for (int64_t n = begin; n < end; ++n) {
     const uint8_t* codes = static_cast<const uint8_t*>(args.weight) + n * (args.K / 2);
-    const uint8_t* scales = args.scales + n * (args.K / 16);
+    const uint8_t* scales = static_cast<const uint8_t*>(args.scales) + n * (args.K / 16);
     const float* x = args.x;
     __m256 sum[kTokens];
 #pragma GCC unroll 4
@@ -58,18 +67,43 @@ void nvfp4_rows(const GemvArgs& args, int64_t begin, int64_t end) {
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead), _MM_HINT_T0);
       __builtin_memcpy(&scale_bytes, scales, 4);
       const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-      add_chunk<kTokens>(sum, words, lane_scales(scale_bytes), x, args.x_stride);
+      add_chunk<kTokens>(sum, words, E2M1{}, lane_scales(scale_bytes), x, args.x_stride);
     }
     if (rest > 0) {
       scale_bytes = 0;
       for (int64_t i = 0; i < rest / 16; ++i) scale_bytes |= static_cast<uint32_t>(scales[i]) << (8 * i);
       const __m256i words = _mm256_maskload_epi32(reinterpret_cast<const int*>(codes), first(rest / 8));
-      add_chunk<kTokens>(sum, words, lane_scales(scale_bytes), x, args.x_stride);
+      add_chunk<kTokens>(sum, words, E2M1{}, lane_scales(scale_bytes), x, args.x_stride);
     }
 #pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
       float& y = args.y[t * args.N + n];
       const float value = sum_lanes(sum[t]) * kE4M3AsF16 * args.global_scale;
+      y = args.accumulate ? y + value : value;
+    }
+  }
+}
+
+template <int kTokens>
+void bnb4_rows(const GemvArgs& args, int64_t begin, int64_t end) {
+  const Sixteen values{_mm256_loadu_ps(args.values), _mm256_loadu_ps(args.values + 8)};
+  const int64_t chunks = args.K / kGemvChunkAvx2;
+  for (int64_t n = begin; n < end; ++n) {
+    const uint8_t* codes = static_cast<const uint8_t*>(args.weight) + n * (args.K / 2);
+    const float* absmax = static_cast<const float*>(args.scales) + n * chunks;
+    __m256 sum[kTokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) sum[t] = _mm256_setzero_ps();
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, codes += 32) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead), _MM_HINT_T0);
+      const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+      add_chunk<kTokens>(sum, words, values, _mm256_set1_ps(absmax[chunk]), args.x + chunk * kGemvChunkAvx2,
+                         args.x_stride);
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      float& y = args.y[t * args.N + n];
+      const float value = sum_lanes(sum[t]);
       y = args.accumulate ? y + value : value;
     }
   }
@@ -145,6 +179,11 @@ void gemv_order_avx2(float* ordered, const float* x, int64_t K) {
 
 void gemv_nvfp4_avx2(const GemvArgs& args, int64_t begin, int64_t end) {
   static constexpr Rows kByTokens[kGemvTokensAvx2] = {nvfp4_rows<1>, nvfp4_rows<2>, nvfp4_rows<3>, nvfp4_rows<4>};
+  kByTokens[args.T - 1](args, begin, end);
+}
+
+void gemv_bnb4_avx2(const GemvArgs& args, int64_t begin, int64_t end) {
+  static constexpr Rows kByTokens[kGemvTokensAvx2] = {bnb4_rows<1>, bnb4_rows<2>, bnb4_rows<3>, bnb4_rows<4>};
   kByTokens[args.T - 1](args, begin, end);
 }
 

@@ -12,6 +12,7 @@ constexpr int64_t kGemvChunkAvx2 = 64;  // columns in one register of codes
 
 void gemv_order_avx2(float* ordered, const float* x, int64_t K);
 void gemv_nvfp4_avx2(const GemvArgs& args, int64_t begin, int64_t end);
+void gemv_bnb4_avx2(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_f32_avx2(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_f16_avx2(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_bf16_avx2(const GemvArgs& args, int64_t begin, int64_t end);

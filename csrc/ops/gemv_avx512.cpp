@@ -3,6 +3,7 @@
 // NVFP4: a register holds 64 code bytes, so dword i has columns 8i .. 8i+7 of 128 and nibble j of every dword is one
 // permute away from 16 f32 values, columns {8i + j}. x is put in that order beforehand. Dword i lies in block i / 2:
 // its eight products share a scale, which is applied once. 28 vector operations per 72 bytes of weight.
+// Bitsandbytes codes differ by the sixteen values and by the scales, of which 64 columns, half of the lanes, share one.
 #include "ops/gemv_avx512.h"
 
 namespace qn {
@@ -25,8 +26,8 @@ __m512 lane_scales(__m128i scales) {
 
 // sum[t] += the products of 128 columns with token t, whose ordered columns start at x + t · stride.
 template <int kTokens>
-inline void add_chunk(__m512 sum[kTokens], __m512i codes, __m512 scales, const float* x, int64_t stride) {
-  const __m512 values = e2m1_values();
+inline void add_chunk(__m512 sum[kTokens], __m512i codes, __m512 values, __m512 scales, const float* x,
+                      int64_t stride) {
   __m512 product[kTokens];
 #pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
@@ -41,29 +42,57 @@ inline void add_chunk(__m512 sum[kTokens], __m512i codes, __m512 scales, const f
   for (int t = 0; t < kTokens; ++t) sum[t] = _mm512_fmadd_ps(product[t], scales, sum[t]);
 }
 
-template <int kTokens>
-void nvfp4_rows(const GemvArgs& args, int64_t begin, int64_t end) {
+struct Nvfp4 {
+  using Scale = uint8_t;
+  static constexpr int64_t kColumns = 16;  // of one scale
+  static __m512 values(const GemvArgs&) { return e2m1_values(); }
+  static __m512 chunk_scales(const uint8_t* scales) {
+    return lane_scales(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales)));
+  }
+  static __m512 rest_scales(const uint8_t* scales, int64_t count) {
+    return lane_scales(_mm_maskz_loadu_epi8(first(count), scales));
+  }
+  static float row_value(__m512 sum, const GemvArgs& args) {
+    return _mm512_reduce_add_ps(sum) * kE4M3AsF16 * args.global_scale;
+  }
+};
+
+struct Bnb4 {
+  using Scale = float;
+  static constexpr int64_t kColumns = 64;
+  static __m512 values(const GemvArgs& args) { return _mm512_loadu_ps(args.values); }
+  static __m512 chunk_scales(const float* absmax) {
+    return _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(absmax[0]), _mm512_set1_ps(absmax[1]));
+  }
+  // Of one block: the lanes of the other one hold codes and columns of zeros.
+  static __m512 rest_scales(const float* absmax, int64_t) { return _mm512_set1_ps(absmax[0]); }
+  static float row_value(__m512 sum, const GemvArgs&) { return _mm512_reduce_add_ps(sum); }
+};
+
+template <typename Form, int kTokens>
+void packed_rows(const GemvArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kScales = kGemvChunkAvx512 / Form::kColumns;
   const int64_t full = args.K / kGemvChunkAvx512, rest = args.K % kGemvChunkAvx512;
+  const __m512 values = Form::values(args);
   for (int64_t n = begin; n < end; ++n) {
     const uint8_t* codes = static_cast<const uint8_t*>(args.weight) + n * (args.K / 2);
-    const uint8_t* scales = args.scales + n * (args.K / 16);
+    const auto* scales = static_cast<const typename Form::Scale*>(args.scales) + n * (args.K / Form::kColumns);
     const float* x = args.x;
     __m512 sum[kTokens];
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) sum[t] = _mm512_setzero_ps();
-    for (int64_t chunk = 0; chunk < full; ++chunk, codes += 64, scales += 8, x += kGemvChunkAvx512) {
+    for (int64_t chunk = 0; chunk < full; ++chunk, codes += 64, scales += kScales, x += kGemvChunkAvx512) {
       _mm_prefetch(reinterpret_cast<const char*>(codes + kAhead), _MM_HINT_T0);
-      const __m128i scale_bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales));
-      add_chunk<kTokens>(sum, _mm512_loadu_si512(codes), lane_scales(scale_bytes), x, args.x_stride);
+      add_chunk<kTokens>(sum, _mm512_loadu_si512(codes), values, Form::chunk_scales(scales), x, args.x_stride);
     }
     if (rest > 0) {
       const __m512i words = _mm512_maskz_loadu_epi32(first(rest / 8), codes);
-      add_chunk<kTokens>(sum, words, lane_scales(_mm_maskz_loadu_epi8(first(rest / 16), scales)), x, args.x_stride);
+      add_chunk<kTokens>(sum, words, values, Form::rest_scales(scales, rest / Form::kColumns), x, args.x_stride);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
       float& y = args.y[t * args.N + n];
-      const float value = _mm512_reduce_add_ps(sum[t]) * kE4M3AsF16 * args.global_scale;
+      const float value = Form::row_value(sum[t], args);
       y = args.accumulate ? y + value : value;
     }
   }
@@ -113,6 +142,14 @@ void dense_rows(const GemvArgs& args, int64_t begin, int64_t end) {
 
 using Rows = void (*)(const GemvArgs&, int64_t, int64_t);
 
+template <typename Form>
+void packed(const GemvArgs& args, int64_t begin, int64_t end) {
+  static constexpr Rows kByTokens[kGemvTokensAvx512] = {
+      packed_rows<Form, 1>, packed_rows<Form, 2>, packed_rows<Form, 3>, packed_rows<Form, 4>,
+      packed_rows<Form, 5>, packed_rows<Form, 6>, packed_rows<Form, 7>, packed_rows<Form, 8>};
+  kByTokens[args.T - 1](args, begin, end);
+}
+
 template <typename Type>
 void dense(const GemvArgs& args, int64_t begin, int64_t end) {
   static constexpr Rows kByTokens[kGemvTokensAvx512] = {dense_rows<Type, 1>, dense_rows<Type, 2>, dense_rows<Type, 3>,
@@ -134,11 +171,8 @@ void gemv_order_avx512(float* ordered, const float* x, int64_t K) {
   }
 }
 
-void gemv_nvfp4_avx512(const GemvArgs& args, int64_t begin, int64_t end) {
-  static constexpr Rows kByTokens[kGemvTokensAvx512] = {nvfp4_rows<1>, nvfp4_rows<2>, nvfp4_rows<3>, nvfp4_rows<4>,
-                                                        nvfp4_rows<5>, nvfp4_rows<6>, nvfp4_rows<7>, nvfp4_rows<8>};
-  kByTokens[args.T - 1](args, begin, end);
-}
+void gemv_nvfp4_avx512(const GemvArgs& args, int64_t begin, int64_t end) { packed<Nvfp4>(args, begin, end); }
+void gemv_bnb4_avx512(const GemvArgs& args, int64_t begin, int64_t end) { packed<Bnb4>(args, begin, end); }
 
 void gemv_f32_avx512(const GemvArgs& args, int64_t begin, int64_t end) { dense<F32>(args, begin, end); }
 void gemv_f16_avx512(const GemvArgs& args, int64_t begin, int64_t end) { dense<F16>(args, begin, end); }

@@ -12,6 +12,7 @@ constexpr int64_t kGemvChunkAvx512 = 128;  // columns in one register of codes
 
 void gemv_order_avx512(float* ordered, const float* x, int64_t K);
 void gemv_nvfp4_avx512(const GemvArgs& args, int64_t begin, int64_t end);
+void gemv_bnb4_avx512(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_f32_avx512(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_f16_avx512(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_bf16_avx512(const GemvArgs& args, int64_t begin, int64_t end);

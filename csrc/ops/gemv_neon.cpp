@@ -57,7 +57,7 @@ void nvfp4_rows(const GemvArgs& args, int64_t begin, int64_t end) {
   const int64_t full = args.K / 64, rest = args.K % 64;
   for (int64_t n = begin; n < end; ++n) {
     const uint8_t* codes = static_cast<const uint8_t*>(args.weight) + n * (args.K / 2);
-    const uint8_t* scales = args.scales + n * (args.K / 16);
+    const uint8_t* scales = static_cast<const uint8_t*>(args.scales) + n * (args.K / 16);
     const float* x = args.x;
     float32x4_t sum[kTokens];
 #pragma GCC unroll 4
@@ -73,6 +73,39 @@ void nvfp4_rows(const GemvArgs& args, int64_t begin, int64_t end) {
     for (int t = 0; t < kTokens; ++t) {
       float& y = args.y[t * args.N + n];
       const float value = vaddvq_f32(sum[t]) * kE4M3AsF16 * args.global_scale;
+      y = args.accumulate ? y + value : value;
+    }
+  }
+}
+
+// A block of bitsandbytes codes, 64 columns, is two registers of codes; its scale is applied to half of them at once.
+template <int kTokens>
+void bnb4_rows(const GemvArgs& args, int64_t begin, int64_t end) {
+  const uint8x16x4_t table = bnb4_table(args.values);
+  const int64_t halves = args.K / 32;
+  for (int64_t n = begin; n < end; ++n) {
+    const uint8_t* codes = static_cast<const uint8_t*>(args.weight) + n * (args.K / 2);
+    const float* absmax = static_cast<const float*>(args.scales) + n * (args.K / 64);
+    float32x4_t sum[kTokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) sum[t] = vdupq_n_f32(0);
+    for (int64_t half = 0; half < halves; ++half, codes += 16) {
+      __builtin_prefetch(codes + kAhead);
+      const uint8x16_t pairs = vld1q_u8(codes);
+      float32x4_t even0[2], even1[2], odd0[2], odd1[2];
+      bnb4_values(even0, even1, table, vandq_u8(pairs, vdupq_n_u8(15)));
+      bnb4_values(odd0, odd1, table, vshrq_n_u8(pairs, 4));
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+        const float* x = args.x + t * args.x_stride + 32 * half;
+        const float32x4_t product = vaddq_f32(block_product(even0, odd0, x), block_product(even1, odd1, x + 16));
+        sum[t] = vfmaq_n_f32(sum[t], product, absmax[half / 2]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      float& y = args.y[t * args.N + n];
+      const float value = vaddvq_f32(sum[t]);
       y = args.accumulate ? y + value : value;
     }
   }
@@ -147,6 +180,11 @@ void gemv_order_neon(float* ordered, const float* x, int64_t K) {
 
 void gemv_nvfp4_neon(const GemvArgs& args, int64_t begin, int64_t end) {
   static constexpr Rows kByTokens[kGemvTokensNeon] = {nvfp4_rows<1>, nvfp4_rows<2>, nvfp4_rows<3>, nvfp4_rows<4>};
+  kByTokens[args.T - 1](args, begin, end);
+}
+
+void gemv_bnb4_neon(const GemvArgs& args, int64_t begin, int64_t end) {
+  static constexpr Rows kByTokens[kGemvTokensNeon] = {bnb4_rows<1>, bnb4_rows<2>, bnb4_rows<3>, bnb4_rows<4>};
   kByTokens[args.T - 1](args, begin, end);
 }
 

@@ -11,6 +11,7 @@ constexpr int64_t kGemvChunkNeon = 16;  // a block: its even columns, then its o
 
 void gemv_order_neon(float* ordered, const float* x, int64_t K);
 void gemv_nvfp4_neon(const GemvArgs& args, int64_t begin, int64_t end);
+void gemv_bnb4_neon(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_f32_neon(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_f16_neon(const GemvArgs& args, int64_t begin, int64_t end);
 void gemv_bf16_neon(const GemvArgs& args, int64_t begin, int64_t end);

@@ -156,6 +156,7 @@ const LinearKernels kLinearAvx2 = {
     .gemv_chunk = kGemvChunkAvx2,
     .order = gemv_order_avx2,
     .gemv_nvfp4 = gemv_nvfp4_avx2,
+    .gemv_bnb4 = gemv_bnb4_avx2,
     .gemv_f32 = gemv_f32_avx2,
     .gemv_f16 = gemv_f16_avx2,
     .gemv_bf16 = gemv_bf16_avx2,

@@ -178,6 +178,7 @@ const LinearKernels kLinearAvx512 = {
     .gemv_chunk = kGemvChunkAvx512,
     .order = gemv_order_avx512,
     .gemv_nvfp4 = gemv_nvfp4_avx512,
+    .gemv_bnb4 = gemv_bnb4_avx512,
     .gemv_f32 = gemv_f32_avx512,
     .gemv_f16 = gemv_f16_avx512,
     .gemv_bf16 = gemv_bf16_avx512,

@@ -58,6 +58,7 @@ bool linear_gemv(float* y, const float* x, const WeightView& w, int64_t T, bool 
                 .weight = w.dense,
                 .scales = nullptr,
                 .global_scale = 1,
+                .values = nullptr,
                 .T = T,
                 .N = N,
                 .K = K,
@@ -73,9 +74,8 @@ bool linear_gemv(float* y, const float* x, const WeightView& w, int64_t T, bool 
     case Storage::kBF16:
       run_gemv(args, kernels.gemv_bf16, cpu);
       return true;
-    case Storage::kBnb4:
-      return false;
     case Storage::kNvfp4:
+    case Storage::kBnb4:
       break;
   }
   const int64_t stride = (K + kernels.gemv_chunk - 1) / kernels.gemv_chunk * kernels.gemv_chunk;
@@ -84,6 +84,13 @@ bool linear_gemv(float* y, const float* x, const WeightView& w, int64_t T, bool 
   for (int64_t t = 0; t < T; ++t) kernels.order(ordered + t * stride, x + t * K, K);
   args.x = ordered;
   args.x_stride = stride;
+  if (w.storage == Storage::kBnb4) {
+    args.weight = w.bnb4.codes;
+    args.scales = w.bnb4.absmax;
+    args.values = bnb4_values(w.bnb4.codebook);
+    run_gemv(args, kernels.gemv_bnb4, cpu);
+    return true;
+  }
   const auto add = [&](const Nvfp4View& packed) {
     args.weight = packed.codes;
     args.scales = packed.scales;

@@ -10,11 +10,12 @@ namespace qn {
 
 // Columns of one pass of a matrix-vector product are stored in lookup order, see LinearKernels::order.
 struct GemvArgs {
-  float* y;            // in/out f32[T, N], y += with accumulate
-  const float* x;      // in f32[T, x_stride], as `order` wrote it for NVFP4, plain for dense weights
-  const void* weight;  // codes u8[N, K/2] or dense [N, K]
-  const uint8_t* scales;
-  float global_scale;
+  float* y;             // in/out f32[T, N], y += with accumulate
+  const float* x;       // in f32[T, x_stride], as `order` wrote it for packed weights, plain for dense ones
+  const void* weight;   // codes u8[N, K/2] or dense [N, K]
+  const void* scales;   // e4m3[N, K/16] of NVFP4, f32[N, K/64] of bitsandbytes
+  float global_scale;   // of NVFP4
+  const float* values;  // the sixteen of bitsandbytes codes
   int64_t T, N, K;
   int64_t x_stride;
   bool accumulate;
@@ -47,10 +48,11 @@ struct LinearKernels {
   // Matrix-vector products for T in [1, gemv_tokens], rows [begin, end) of the weight; none when gemv_tokens is 0.
   // Every (token, row) has its own fixed order of additions, the same for all T.
   int64_t gemv_tokens;
-  int64_t gemv_chunk;  // x rows of the NVFP4 product are padded to this many columns
-  // ordered f32[chunks · gemv_chunk] = x[K] in the order in which gemv_nvfp4 meets the codes, zero-padded.
+  int64_t gemv_chunk;  // x rows of packed products are padded to this many columns
+  // ordered f32[chunks · gemv_chunk] = x[K] in the order in which gemv_nvfp4 and gemv_bnb4 meet the codes, zero-padded.
   void (*order)(float* ordered, const float* x, int64_t K);
   void (*gemv_nvfp4)(const GemvArgs& args, int64_t begin, int64_t end);
+  void (*gemv_bnb4)(const GemvArgs& args, int64_t begin, int64_t end);
   void (*gemv_f32)(const GemvArgs& args, int64_t begin, int64_t end);
   void (*gemv_f16)(const GemvArgs& args, int64_t begin, int64_t end);
   void (*gemv_bf16)(const GemvArgs& args, int64_t begin, int64_t end);

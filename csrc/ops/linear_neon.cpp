@@ -155,6 +155,7 @@ const LinearKernels kLinearNeon = {
     .gemv_chunk = kGemvChunkNeon,
     .order = gemv_order_neon,
     .gemv_nvfp4 = gemv_nvfp4_neon,
+    .gemv_bnb4 = gemv_bnb4_neon,
     .gemv_f32 = gemv_f32_neon,
     .gemv_f16 = gemv_f16_neon,
     .gemv_bf16 = gemv_bf16_neon,

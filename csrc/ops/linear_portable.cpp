@@ -98,6 +98,7 @@ const LinearKernels kLinearPortable = {
     .gemv_chunk = 0,
     .order = nullptr,
     .gemv_nvfp4 = nullptr,
+    .gemv_bnb4 = nullptr,
     .gemv_f32 = nullptr,
     .gemv_f16 = nullptr,
     .gemv_bf16 = nullptr,

@@ -11,18 +11,21 @@ namespace qn::cross {
 
 namespace {
 
-constexpr Storage kStorages[] = {Storage::kF32, Storage::kF16, Storage::kBF16, Storage::kNvfp4};
-constexpr const char* kNames[] = {"f32", "f16", "bf16", "nvfp4", "nvfp4 with a residual"};
+constexpr Storage kStorages[] = {Storage::kF32, Storage::kF16, Storage::kBF16, Storage::kNvfp4,
+                                  Storage::kNvfp4, Storage::kBnb4, Storage::kBnb4};
+constexpr const char* kNames[] = {"f32", "f16", "bf16", "nvfp4", "nvfp4 with a residual", "nf4", "fp4"};
+constexpr int kForms = 7;
 
-// A weight in one of five forms, values below 6.
+// A weight in one of the forms above, values below 7.
 struct Weight {
   Weight(int form, int64_t N, int64_t K, uint32_t seed) {
-    view = {.storage = kStorages[form < 4 ? form : 3],
+    view = {.storage = kStorages[form],
             .rows = N,
             .cols = K,
             .dense = nullptr,
             .packed = {},
-            .residual = {}};
+            .residual = {},
+            .bnb4 = {}};
     if (form < 3) {
       dense = floats(N * K, seed);
       for (const float value : dense) halves.push_back(form == 1 ? f32_to_f16(value) : f32_to_bf16(value));
@@ -30,6 +33,11 @@ struct Weight {
       return;
     }
     codes = bytes(N * K / 2, seed);
+    if (form >= 5) {
+      dense = floats(N * K / kBnb4BlockSize, seed + 1, 6.0f);
+      view.bnb4 = {codes.data(), dense.data(), form == 5 ? Codebook::kNf4 : Codebook::kFp4};
+      return;
+    }
     scales = bytes(N * K / 16, seed + 1, 127);
     residual_codes = bytes(N * K / 2, seed + 2);
     view.packed = {codes.data(), scales.data(), 0x1.3p-9f};  // the largest is 6 · 448 · 0.0023 = 6.2
@@ -124,7 +132,7 @@ void check_every_half(const Levels& levels) {
     std::vector<uint16_t> halves(65536);
     for (int64_t i = 0; i < 65536; ++i) halves[i] = static_cast<uint16_t>(i);
     const WeightView w = {
-        .storage = storage, .rows = 1, .cols = 65536, .dense = halves.data(), .packed = {}, .residual = {}};
+        .storage = storage, .rows = 1, .cols = 65536, .dense = halves.data(), .packed = {}, .residual = {}, .bnb4 = {}};
     std::vector<float> decoded(65536), expected(65536);
     dequantize_rows_cpu(decoded.data(), w, 0, 1, levels.one);
     dequantize_rows_cpu(expected.data(), w, 0, 1, levels.portable);
@@ -135,9 +143,9 @@ void check_every_half(const Levels& levels) {
 }  // namespace
 
 void check_linear(const Levels& levels) {
-  for (int form = 0; form < 5; ++form) {
+  for (int form = 0; form < kForms; ++form) {
     const std::vector<int64_t> columns =
-        form < 3 ? std::vector<int64_t>{1, 3, 16, 19, 37, 261} : std::vector<int64_t>{16, 32, 48, 64, 112, 272};
+        form < 3 ? std::vector<int64_t>{1, 3, 16, 19, 37, 261} : form < 5 ? std::vector<int64_t>{16, 32, 48, 64, 112, 272} : std::vector<int64_t>{64, 128, 192, 320};
     for (const int64_t K : columns) {
       for (const int64_t T : {1, 2, 3, 4, 5, 13}) {
         for (const int64_t N : {1, 6, 17, 35}) check_products(form, T, N, K, levels);
