@@ -7,7 +7,8 @@
 
 namespace qn {
 
-enum class Storage : uint8_t { kNvfp4, kBnb4, kF32, kF16, kBF16 };
+// Optimizer files hold the numbers of the first four.
+enum class Storage : uint8_t { kNvfp4, kF32, kF16, kBF16, kBnb4 };
 
 // Whether it has codes u8[N, K/2] and, beside them, an eighth as many bytes of scales: e4m3[N, K/16] or f32[N, K/64].
 constexpr bool is_packed(Storage storage) { return storage == Storage::kNvfp4 || storage == Storage::kBnb4; }
