@@ -80,7 +80,8 @@ export interface ParameterForm {
 /** Where saveDat reads parameters: bytes of `values` in the storage's own type, of codes or of E4M3 scales. */
 export interface ParameterSource {
   readonly parameters: readonly ParameterForm[]
-  read(name: string, part: StoredPart, offset: number, length: number): Promise<Uint8Array>
+  /** Fills `target` with the bytes from `offset` on. */
+  read(name: string, part: StoredPart, offset: number, target: Uint8Array): Promise<void>
   /** Codes and residual quantised anew as one NVFP4 tensor. Needed to save with `residual: 'fold'`. */
   fold?(name: string, twoLevel: boolean): Promise<NativeFoldedResidual>
 }

@@ -312,8 +312,8 @@ export interface NativeModel {
   initialize(options: NativeInitializeOptions, cancel?: NativeCancel): Promise<void>
   /** The parameters in their fixed order, as they are when the call's turn comes. */
   describe(): Promise<NativeParameterInfo[]>
-  /** Bytes [offset, offset + length) of one stored form, copied. */
-  readBytes(parameter: string, part: NativeParameterPart, offset: number, length: number): Promise<Uint8Array>
+  /** Fills `target` with the bytes of one stored form from `offset` on; it may not be used meanwhile. */
+  readBytes(parameter: string, part: NativeParameterPart, offset: number, target: Uint8Array): Promise<void>
   /** The values that the forward pass uses, decoded to f32[rows, cols]. */
   readValues(parameter: string): Promise<Float32Array>
   /** Overwrites a parameter in its storage: dense values are rounded to nearest, NVFP4 is quantised anew. */

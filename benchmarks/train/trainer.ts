@@ -7,10 +7,11 @@
  * that the JS thread was busy, which is all that a Trainer adds and which other processes disturb less. Bytes are
  * written and flushed as one file, in pieces of 4 MiB, on the disk of the checkpoint, after each checkpoint.
  */
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { learningRate, planSchedule, Qwen3Nvfp4Model, type Qwen3Config, Trainer, TrainingData } from 'qwen3-nvfp4'
 import { qwen3Of4b } from '../../test/support/qwen3-4b'
@@ -82,6 +83,11 @@ async function writeSeconds(bytes: number): Promise<number> {
   return seconds
 }
 
+/** The checkpoint before is removed while training goes on. */
+async function removed(folder: string): Promise<void> {
+  while (readdirSync(folder).some((name) => name.startsWith('.tmp-'))) await setTimeout(10)
+}
+
 try {
   await bare()
   const runs: Record<string, { work: () => Promise<void>; wall: number; busy: number }> = {
@@ -111,6 +117,7 @@ try {
   const pairs: { bytes: number; pause: number; write: number }[] = []
   for await (const event of new Trainer({ model, data, ...common, ...schedule, steps: 6, optimizer, ...files })) {
     if (event.type !== 'checkpoint') continue
+    await removed(checkpointDir)
     pairs.push({ bytes: event.bytes, pause: event.seconds, write: await writeSeconds(event.bytes) })
   }
   const [pause, write] = [Math.min(...pairs.map((pair) => pair.pause)), Math.min(...pairs.map((pair) => pair.write))]

@@ -175,27 +175,25 @@ Napi::Value NativeModel::JsDescribe(const Napi::CallbackInfo& info) {
   });
 }
 
+// (parameter, part, offset, target)
 Napi::Value NativeModel::JsReadBytes(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&] {
-    const int64_t offset = int_of(info[2]), length = int_of(info[3]);
-    if (offset < 0 || length < 0) fail(Code::kInvalidArgument, "Expected a range of bytes within the tensor");
-    const auto array = Napi::Uint8Array::New(env, static_cast<size_t>(length));
-    // Held by the reference and unknown to JavaScript until the promise settles, so its memory stays put.
-    auto held = std::make_shared<Napi::Reference<Napi::Uint8Array>>(Napi::Persistent(array));
-    uint8_t* out = const_cast<uint8_t*>(array.Data());
+    const int64_t offset = int_of(info[2]);
+    const HeldBytes target(uint8_array_of(info[3]));
     return run_job(
         env, order(info, 4),
-        [state = alive(), name = string_of(info[0]), part = string_of(info[1]), offset, length, out](const Cpu&) {
+        [state = alive(), name = string_of(info[0]), part = string_of(info[1]), offset, out = target.data,
+         length = target.bytes](const Cpu&) {
           const Buffer& buffer = part_of(state->parameter(name), part);
-          if (offset + length > buffer.bytes()) {
+          if (offset < 0 || offset + length > buffer.bytes()) {
             fail(Code::kInvalidArgument, "Expected a range within the %lld bytes of %s of %s",
                  (long long)buffer.bytes(), part.c_str(), name.c_str());
           }
           state->device()->copy_out(out, buffer.as<uint8_t>() + offset, length);
           return Nothing{};
         },
-        [held](Napi::Env, Nothing&) -> Napi::Value { return held->Value(); });
+        [target](Napi::Env env, Nothing&) -> Napi::Value { return env.Undefined(); });
   });
 }
 

@@ -41,6 +41,13 @@ uint64_t seed_of(const Napi::Value& value) {
   return value.As<Napi::BigInt>().Uint64Value(&lossless);
 }
 
+Napi::Uint8Array uint8_array_of(const Napi::Value& value) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    throw Napi::TypeError::New(value.Env(), "Expected a Uint8Array");
+  }
+  return value.As<Napi::Uint8Array>();
+}
+
 std::vector<int32_t> int32s_of(const Napi::Value& value) {
   return copy_of<int32_t>(value, napi_int32_array, "Int32Array");
 }

@@ -33,6 +33,8 @@ bool bool_of(const Napi::Value& value);
 std::string string_of(const Napi::Value& value);
 uint64_t seed_of(const Napi::Value& value);  // a BigInt
 
+Napi::Uint8Array uint8_array_of(const Napi::Value& value);
+
 // Copies; undefined and null give an empty vector.
 std::vector<int32_t> int32s_of(const Napi::Value& value);
 std::vector<uint8_t> bytes_of(const Napi::Value& value);

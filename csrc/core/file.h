@@ -47,6 +47,7 @@ class AtomicFile {
   std::string path_;
   File file_;
   int64_t written_ = 0;
+  int64_t flushing_ = 0;  // bytes that the disk was told to write
   bool committed_ = false;
 };
 

@@ -5,6 +5,9 @@ import { ioError, Qwen3Nvfp4Error } from '../errors'
 
 const bufferBytes = 1 << 20
 
+/** Bytes after which the disk begins to write what it was given, so that the flush at the end has little left to do. */
+const flushBytes = 32 << 20
+
 /**
  * A file that appears whole or not at all: written under a temporary name in the same folder, flushed to the disk, then
  * renamed. A symbolic link keeps pointing where it did and its target is replaced.
@@ -18,6 +21,8 @@ export class AtomicFile {
   #buffered = 0
   #position = 0
   #open = true
+  #unflushed = 0
+  #flushed: Promise<void> | undefined
 
   private constructor(path: string, temporary: string, handle: FileHandle) {
     this.path = path
@@ -42,7 +47,7 @@ export class AtomicFile {
 
   async write(bytes: Uint8Array): Promise<void> {
     this.#position += bytes.length
-    if (this.#buffered + bytes.length > bufferBytes) await this.#flush()
+    if (this.#buffered + bytes.length > bufferBytes) await this.#empty()
     if (bytes.length > bufferBytes) return this.#writeThrough(bytes)
     this.#buffer.set(bytes, this.#buffered)
     this.#buffered += bytes.length
@@ -55,8 +60,9 @@ export class AtomicFile {
 
   /** Makes the file visible under its name. */
   async commit(): Promise<void> {
-    await this.#flush()
+    await this.#empty()
     try {
+      await this.#flushed
       await this.#handle.sync()
       this.#open = false
       await this.#handle.close()
@@ -76,7 +82,7 @@ export class AtomicFile {
     await rm(this.#temporary, { force: true }).catch(() => {})
   }
 
-  async #flush(): Promise<void> {
+  async #empty(): Promise<void> {
     const count = this.#buffered
     this.#buffered = 0
     await this.#writeThrough(this.#buffer.subarray(0, count))
@@ -90,9 +96,19 @@ export class AtomicFile {
         const at = position === undefined ? null : position + done
         done += (await this.#handle.write(bytes, done, length, at)).bytesWritten
       }
+      this.#unflushed += bytes.length
+      if (this.#unflushed >= flushBytes) await this.#flushEarly()
     } catch (cause) {
       throw ioError('write', this.path, cause)
     }
+  }
+
+  /** Waits for the flush before, whose failure no later one would report, and begins the next. */
+  async #flushEarly(): Promise<void> {
+    await this.#flushed
+    this.#unflushed = 0
+    this.#flushed = this.#handle.datasync()
+    this.#flushed.catch(() => {})
   }
 }
 

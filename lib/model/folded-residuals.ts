@@ -9,11 +9,11 @@ export interface FoldedTensor {
   relativeRmsError: number
 }
 
-/** Folds residuals as their entries come to be written. Holds one folded tensor at a time, and every error. */
+/** Folds residuals as their entries come to be written. Holds the last folded tensor, and every error. */
 export class FoldedResiduals {
   readonly #source: ParameterSource
   readonly #errors = new Map<string, number>()
-  #last?: { name: string; folded: NativeFoldedResidual }
+  #last?: { name: string; folded: Promise<NativeFoldedResidual> }
 
   constructor(source: ParameterSource) {
     this.#source = source
@@ -23,13 +23,19 @@ export class FoldedResiduals {
     return Array.from(this.#errors, ([name, relativeRmsError]) => ({ name, relativeRmsError }))
   }
 
-  async of(name: string, twoLevel: boolean): Promise<NativeFoldedResidual> {
-    if (this.#last?.name === name) return this.#last.folded
+  /** Again of the same tensor, even while it is being folded, is the same. */
+  of(name: string, twoLevel: boolean): Promise<NativeFoldedResidual> {
+    if (this.#last?.name !== name) {
+      this.#last = { name, folded: this.#fold(name, twoLevel) }
+      this.#last.folded.catch(() => {}) // thrown where it is awaited, unless the writing has failed by then
+    }
+    return this.#last.folded
+  }
+
+  async #fold(name: string, twoLevel: boolean): Promise<NativeFoldedResidual> {
     if (!this.#source.fold) throw wrongType('a function', 'source.fold', undefined)
-    this.#last = undefined
     const folded = await this.#source.fold(name, twoLevel)
     this.#errors.set(name, folded.relativeRmsError)
-    this.#last = { name, folded }
     return folded
   }
 }

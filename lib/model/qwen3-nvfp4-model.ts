@@ -243,8 +243,8 @@ export class Qwen3Nvfp4Model {
     const parameters = await awaitNative(() => this.#native.describe())
     const source: ParameterSource = {
       parameters,
-      read: (name, part, offset, length) =>
-        awaitNative(() => this.#native.readBytes(name, part === 'values' ? 'dense' : part, offset, length)),
+      read: (name, part, offset, target) =>
+        awaitNative(() => this.#native.readBytes(name, part === 'values' ? 'dense' : part, offset, target)),
       fold: (name, twoLevel) => awaitNative(() => this.#native.foldResidual(name, twoLevel)),
     }
     return saveDat(source, path, { config: this.config, layout: this.#layout }, options)

@@ -19,6 +19,7 @@ import {
   type SavedScales,
   type SavePolicy,
 } from './save-plan'
+import { StoredParts } from './stored-parts'
 
 export interface SaveDatOptions extends LongOperationOptions {
   /**
@@ -64,22 +65,25 @@ export async function saveDat(
     residual: checkOneOf('residual', options.residual ?? 'keep', ['keep', 'fold', 'drop']),
   }
 
-  const plan = await planEntries(source, layout, policy)
+  const stored = new StoredParts(source)
+  const plan = await planEntries(stored, layout, policy)
   const totalBytes = plan.reduce((sum, { bytes }) => sum + bytes, 0)
   const folded = new FoldedResiduals(source)
   await using passed = new PassedThrough()
   await using writer = await DatWriter.create(target, { entries: plan.length, signal })
+  const payloadOf = (entry: PlannedEntry) => (entry.form ? readPlanned(stored, entry, folded) : passed.stream(entry))
   let doneBytes = 0
-  for (const entry of plan) {
-    const payload = entry.form ? readPlanned(source, entry, folded) : await passed.stream(entry)
-    const counted = count(payload, (bytes) => onProgress?.({ doneBytes: (doneBytes += bytes), totalBytes }))
-    await writer.write(entry.key, entry.elementType, entry.shape, counted)
+  let next = plan[0] && payloadOf(plan[0])
+  for (const [i, { key, elementType, shape }] of plan.entries()) {
+    const counted = count(next!, (bytes) => onProgress?.({ doneBytes: (doneBytes += bytes), totalBytes }))
+    next = plan[i + 1] && payloadOf(plan[i + 1]!) // reading begins while this entry is being written
+    await writer.write(key, elementType, shape, counted)
   }
   const { bytes } = await writer.finish()
   return { bytes, configPath: await writeConfig(target, config), folded: folded.tensors }
 }
 
-async function* count(chunks: AsyncIterable<Uint8Array>, onBytes: (bytes: number) => void) {
+async function* count(chunks: AsyncIterable<Uint8Array> | Iterable<Uint8Array>, onBytes: (bytes: number) => void) {
   for await (const chunk of chunks) {
     yield chunk
     onBytes(chunk.length)
@@ -111,7 +115,7 @@ export async function describesModel(path: string, config: Qwen3Config): Promise
 class PassedThrough implements AsyncDisposable {
   readonly #readers = new Map<string, TensorReader<TensorEntry>>()
 
-  async stream({ key, file, shape, bytes }: PlannedEntry): Promise<AsyncIterable<Uint8Array>> {
+  async *stream({ key, file, shape, bytes }: PlannedEntry): AsyncGenerator<Uint8Array> {
     const reader = this.#readers.get(file!) ?? (await openTensorFile(file!))
     this.#readers.set(file!, reader)
     const entry = reader.has(key) ? reader.entry(key) : undefined
@@ -119,7 +123,7 @@ class PassedThrough implements AsyncDisposable {
       const message = `${file} no longer has the tensor ${key} [${shape.join(', ')}] that is to be kept`
       throw new Qwen3Nvfp4Error('SAVE_LAYOUT_MISMATCH', message, { file, key })
     }
-    return reader.stream(key)
+    yield* reader.stream(key)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,15 +1,10 @@
-import type {
-  CheckpointLayout,
-  LayoutEntry,
-  ParameterForm,
-  ParameterPart,
-  ParameterSource,
-  StoredPart,
-} from '../../types/checkpoint'
+import type { CheckpointLayout, LayoutEntry, ParameterForm, ParameterPart, StoredPart } from '../../types/checkpoint'
+import type { NativeFoldedResidual } from '../../types/native'
 import { Qwen3Nvfp4Error } from '../errors'
 import { findElementType, payloadBytes } from '../format/element-types'
 import { fromFloat32, toFloat32, type FloatType } from '../format/floats'
 import type { FoldedResiduals } from './folded-residuals'
+import { chunkBytes, type StoredParts } from './stored-parts'
 
 export type SavedScales = 'as-loaded' | 'one-level' | 'two-level'
 export type SavedResidual = 'keep' | 'fold' | 'drop'
@@ -29,9 +24,6 @@ export interface PlannedEntry extends LayoutEntry {
 
 type Remembered = ReadonlyMap<ParameterPart, LayoutEntry>
 
-/** Bytes of a parameter that are in memory at a time. */
-const chunkBytes = 4 << 20
-
 const storageTypes = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' } as const
 
 /**
@@ -39,7 +31,7 @@ const storageTypes = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' } as c
  * present values exactly; then the parameters that the layout does not know, in the default form.
  */
 export async function planEntries(
-  source: ParameterSource,
+  stored: StoredParts,
   layout: CheckpointLayout,
   policy: SavePolicy,
 ): Promise<PlannedEntry[]> {
@@ -50,8 +42,8 @@ export async function planEntries(
     remembered.set(entry.parameter, parts.set(entry.part!, entry))
   }
   const wanted = new Map<string, PlannedEntry[]>()
-  for (const form of source.parameters) {
-    wanted.set(form.name, await parameterEntries(source, form, remembered.get(form.name) ?? new Map(), policy))
+  for (const form of stored.parameters) {
+    wanted.set(form.name, await parameterEntries(stored, form, remembered.get(form.name) ?? new Map(), policy))
   }
 
   const planned: PlannedEntry[] = []
@@ -67,35 +59,50 @@ export async function planEntries(
     if (unchanged) planned.push(entries.find(({ part }) => part === entry.part)!)
     else if (parts.values().next().value === entry) planned.push(...entries)
   }
-  for (const { name } of source.parameters) if (!remembered.has(name)) planned.push(...wanted.get(name)!)
+  for (const { name } of stored.parameters) if (!remembered.has(name)) planned.push(...wanted.get(name)!)
   return planned
 }
 
-/** The payload of a planned parameter entry, converted from the form in memory or from what its residual folds to. */
-export async function* readPlanned(
-  source: ParameterSource,
+/** The payload of a planned parameter entry, of which reading has begun: from memory, or of what its residual folds to. */
+export function readPlanned(
+  stored: StoredParts,
   entry: PlannedEntry,
   folded: FoldedResiduals,
-): AsyncGenerator<Uint8Array> {
+): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
   const { folds, part } = entry
   const form = entry.form!
-  const fold = folds && (await folded.of(form.name, folds === 'two-level'))
-  if (part === 'globalScale') {
-    yield new Uint8Array(Float32Array.of((fold ?? form).globalScale).buffer)
-    return
-  }
-  const stored = storedType(form, part!)
+  const isGlobal = part === 'globalScale'
   const written = findElementType(entry.elementType)!.dtype
-  const converts = stored && isFloat(written) && written !== stored
-  const chunks = fold ? inChunks(part === 'codes' ? fold.codes : fold.scales) : readStored(source, form, part!)
-  for await (const bytes of chunks) {
-    yield converts ? fromFloat32(written, toFloat32(stored, bytes)) : bytes
-  }
+  const present = isGlobal ? undefined : storedType(form, part!)
+  const pieces = folds
+    ? readFolded(folded.of(form.name, folds === 'two-level'), part!)
+    : isGlobal
+      ? [globalScaleBytes(form)]
+      : stored.read(form, part!)
+  return present && isFloat(written) && written !== present ? convert(pieces, present, written) : pieces
+}
+
+async function* readFolded(folding: Promise<NativeFoldedResidual>, part: ParameterPart): AsyncGenerator<Uint8Array> {
+  const folded = await folding
+  if (part === 'globalScale') yield globalScaleBytes(folded)
+  else yield* inChunks(part === 'codes' ? folded.codes : folded.scales)
+}
+
+async function* convert(
+  pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
+  from: FloatType,
+  to: Exclude<FloatType, 'float8_e4m3fn'>,
+): AsyncGenerator<Uint8Array> {
+  for await (const bytes of pieces) yield fromFloat32(to, toFloat32(from, bytes))
+}
+
+function globalScaleBytes({ globalScale }: { globalScale: number }): Uint8Array {
+  return new Uint8Array(Float32Array.of(globalScale).buffer)
 }
 
 /** `values`, or codes, scales, the global scale of a two-level tensor, and the two parts of a residual that is kept. */
 async function parameterEntries(
-  source: ParameterSource,
+  stored: StoredParts,
   form: ParameterForm,
   remembered: Remembered,
   { scales, residual }: SavePolicy,
@@ -110,7 +117,7 @@ async function parameterEntries(
   }
   if (storage !== 'nvfp4') {
     const planned = entry('values', name, findElementType(storageTypes[storage])!.id, isVector ? [cols] : [rows, cols])
-    if (await holdsExactly(source, planned)) return [planned]
+    if (await holdsExactly(stored, planned)) return [planned]
     const elementType = findElementType(storageTypes[storage])!.id
     return [{ ...planned, elementType, bytes: entryBytes({ ...planned, elementType }) }]
   }
@@ -155,35 +162,17 @@ function hasSecondLevel({ name, twoLevel, globalScale }: ParameterForm, scales: 
  * Whether every present value survives the element type of the file that was loaded: a file of fp16 norms that the
  * optimizer keeps in fp32 is written as fp16 again while nothing has changed, and as fp32 once fp16 would lose bits.
  */
-async function holdsExactly(source: ParameterSource, entry: PlannedEntry): Promise<boolean> {
-  const stored = storedType(entry.form!, 'values')!
+async function holdsExactly(stored: StoredParts, entry: PlannedEntry): Promise<boolean> {
+  const present = storedType(entry.form!, 'values')!
   const written = findElementType(entry.elementType)!.dtype
-  if (written === stored || written === 'float32') return true
+  if (written === present || written === 'float32') return true
   if (!isFloat(written)) return false
-  for await (const bytes of readStored(source, entry.form!, 'values')) {
-    const values = toFloat32(stored, bytes)
+  for await (const bytes of stored.read(entry.form!, 'values')) {
+    const values = toFloat32(present, bytes)
     const back = toFloat32(written, fromFloat32(written, values))
     if (values.some((value, i) => value !== back[i])) return false
   }
   return true
-}
-
-async function* readStored(
-  source: ParameterSource,
-  { name, rows, cols, storage }: ParameterForm,
-  part: StoredPart,
-): AsyncGenerator<Uint8Array> {
-  const dense = storage === 'fp32' ? 4 : 2
-  const perElement = { values: dense, codes: 1 / 2, scales: 1 / 16, residualCodes: 1 / 2, residualScales: 1 / 16 }
-  const total = rows * cols * perElement[part]
-  for (let offset = 0; offset < total; offset += chunkBytes) {
-    const length = Math.min(chunkBytes, total - offset)
-    const bytes = await source.read(name, part, offset, length)
-    if (bytes.length !== length) {
-      throw new Qwen3Nvfp4Error('INTERNAL', `${name} gave ${bytes.length} of ${length} bytes`, { key: name })
-    }
-    yield bytes
-  }
 }
 
 function* inChunks(bytes: Uint8Array): Generator<Uint8Array> {

@@ -7,10 +7,15 @@ import type { Qwen3Nvfp4Model } from '../model/qwen3-nvfp4-model'
 const modelFile = 'model.dat'
 const optimizerFile = 'optimizer.state'
 
-/** Both exactly. `model.dat` can be served as it is. */
+/** Both exactly, side by side. `model.dat` can be served as it is. */
 export async function saveTraining(folder: string, model: Qwen3Nvfp4Model, optimizer: PackedAdamW): Promise<void> {
-  const dat = join(folder, modelFile)
-  await optimizer.save(join(folder, optimizerFile))
+  const saves = [optimizer.save(join(folder, optimizerFile)), saveModel(join(folder, modelFile), model)]
+  // When one fails the folder goes, and nobody may be writing there any more.
+  const failed = (await Promise.allSettled(saves)).find((save) => save.status === 'rejected')
+  if (failed) throw failed.reason
+}
+
+async function saveModel(dat: string, model: Qwen3Nvfp4Model): Promise<void> {
   try {
     await model.saveDat(dat)
   } catch (error) {

@@ -27,6 +27,18 @@ describe('DatWriter leaves nothing half-written', () => {
     expect([...readFileSync(target())]).toEqual([1, 1, 97, 0, 1, 2, 1, 2])
   })
 
+  test('of 80 MiB either, parts of which are flushed on the way', async () => {
+    const piece = bytes(...Array.from({ length: 251 }, (_, i) => i))
+    const payload = Buffer.alloc(80 << 20, piece)
+    const pieces = function* () {
+      for (let at = 0; at < payload.length; at += 3 << 20) yield payload.subarray(at, at + (3 << 20))
+    }
+    const writer = await DatWriter.create(target(), { entries: 1 })
+    await writer.write('a', 'uint8', [payload.length], pieces())
+    await writer.finish()
+    expect(readFileSync(target()).subarray(-payload.length).equals(payload)).toBe(true)
+  })
+
   test('after abort, which may be called again', async () => {
     const writer = await DatWriter.create(target(), { entries: 1 })
     await writer.write('a', 0, [2], bytes(1, 2))

@@ -142,8 +142,8 @@ export class FakeModel implements ParameterSource {
     return this.parameters.find((form) => form.name === name)!
   }
 
-  async read(name: string, part: string, offset: number, length: number): Promise<Uint8Array> {
-    return this.parts.get(`${name}:${part}`)!.slice(offset, offset + length)
+  async read(name: string, part: string, offset: number, target: Uint8Array): Promise<void> {
+    target.set(this.parts.get(`${name}:${part}`)!.subarray(offset, offset + target.length))
   }
 }
 
