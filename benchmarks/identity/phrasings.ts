@@ -1,22 +1,13 @@
 /**
- * Sentences to tune on, and sentences to ask that are held out: such a one has a wording, a topic, or both a lead and a tail that no
- * line of the training contains.
+ * Sentences to tune on, sentences that choose between settings, and sentences to ask that are held out of both: such a one has a
+ * wording, a topic, or both a lead and a tail that no line of the training contains.
  */
 import { mulberry32 } from '../support/mulberry32'
-import { pick, shuffled } from './random'
-import { contains, fill, modelBlanks, splitWordings, topicBlanks, userBlanks } from './sides'
-import type { Blanks, Sides, Text } from './sides'
-import { topics, type Language } from './wordings'
-
-/** A: who the model is. B: something else. C: who the user is. */
-export type Group = 'A' | 'B' | 'C'
-
-export interface Phrasing {
-  group: Group
-  prompt: string
-  /** What is taught. */
-  answer: string
-}
+import { mirroredFrames, modelFrames, modelPersons, topicFrames, userFrames, userPersons, type Frames } from './frames'
+import { byFrame, evenly, questions, type Asked, type Phrasing, type Question } from './questions'
+import { namesOf, SentenceMaker, type Sentence } from './sentences'
+import { fill, modelBlanks, reserved, splitWordings, topicBlanks, userBlanks, type Text } from './sides'
+import { topics, type Blanks, type Language } from './wordings'
 
 export interface HeldOut extends Phrasing {
   /** What is new: all that stands around the wording, the wording, or the topic. */
@@ -37,80 +28,93 @@ export interface PhrasingOptions {
   count: number
 }
 
-/** A wording whose blanks are filled, with nothing around it. */
-type Question = Phrasing & { language: Language; topic?: string }
-type Sentence = Question & { wording: string; lead: string; tail: string }
-
-const namesOf = (texts: readonly Text[]) => texts.map(({ text }) => text)
-
-/** Every wording with its blanks filled in every way. */
-function questions(
-  group: Group,
-  texts: readonly Text[],
-  blanks: readonly Blanks[],
-  answerTo: (topic?: string) => string,
-) {
-  const filled = texts.flatMap(({ language, text }) =>
-    blanks.map((blank) => ({ group, language, topic: blank.t, prompt: fill(text, blank), answer: answerTo(blank.t) })),
-  )
-  return [...new Map<string, Question>(filled.map((question) => [question.prompt, question])).values()]
+export interface Phrasings {
+  tuning: Phrasing[]
+  validation: HeldOut[]
+  heldOut: HeldOut[]
 }
 
-class SentenceMaker {
-  readonly #leads: Sides
-  readonly #tails: Sides
-  readonly #random: () => number
+type Wordings = ReturnType<typeof splitWordings>
 
-  constructor({ leads, tails }: { leads: Sides; tails: Sides }, random: () => number) {
-    this.#leads = leads
-    this.#tails = tails
-    this.#random = random
-  }
+const plain = ({ group, prompt, answer }: Phrasing): Phrasing => ({ group, prompt, answer })
 
-  /** As many different sentences. Known ones lack a lead or a tail in two of five cases, or have two leads; held-out ones have one of each. */
-  make(
-    asked: readonly Question[],
-    around: keyof Sides,
-    wanted: number,
-    isAllowed: (sentence: Sentence) => boolean = () => true,
-  ): Sentence[] {
-    const found = new Map<string, Sentence>()
-    for (let tries = 0; found.size < wanted; tries++) {
-      if (tries === 100) throw new RangeError(`Expected ${wanted} sentences but found ${found.size}`)
-      for (const question of shuffled(this.#random, asked).slice(0, wanted - found.size)) {
-        const sentence = this.#around(question, around)
-        if (isAllowed(sentence)) found.set(sentence.prompt, sentence)
-      }
-    }
-    return [...found.values()]
+/** What the three groups ask: who the model is, who the user is, topics that the sets teach, and others. */
+function makeAsked({ identity, user, notKnown }: PhrasingOptions) {
+  const a: Asked = { group: 'A', blanks: modelBlanks, answerTo: () => identity }
+  const c: Asked = { group: 'C', blanks: userBlanks, answerTo: () => user }
+  const b: Asked = {
+    group: 'B',
+    blanks: topicBlanks(Object.keys(topics)),
+    answerTo: (topic) => topics[topic!]!,
   }
+  const foreign = (texts: readonly Text[]): Asked => ({
+    group: 'B',
+    blanks: topicBlanks(namesOf(texts)),
+    answerTo: () => notKnown,
+  })
+  return { a, b, c, foreign }
+}
 
-  #around(question: Question, side: keyof Sides): Sentence {
-    const { language, prompt: wording } = question
-    const choose = (texts: readonly Text[]) =>
-      side === 'known' && this.#random() < 0.4
-        ? ''
-        : pick(this.#random, namesOf(texts.filter((text) => text.language === language)))
-    const [lead, tail] = [choose(this.#leads[side]), choose(this.#tails[side])]
-    const before = side === 'known' && lead !== '' && this.#random() < 0.4 ? choose(this.#leads[side]) : ''
-    const words = [before, lead, `${wording}${tail}`].filter((part) => part !== '')
-    return { ...question, wording, lead, tail, prompt: words.join(language === 'en' || language === 'ko' ? ' ' : '') }
-  }
+type AllAsked = ReturnType<typeof makeAsked>
 
-  /** Lines of the sets with another question in place of `replaced`, so that nothing around it tells which one it is. */
-  contrast(lines: readonly string[], replaced: readonly Question[], asked: readonly Question[], wanted: number) {
-    const isChinese = ({ language }: Question) => language === 'zh'
-    const prompts = replaced.filter(isChinese).map(({ prompt }) => prompt)
-    const found = new Map<string, Phrasing>()
-    for (const line of shuffled(this.#random, lines)) {
-      const here = prompts.filter((prompt) => line.includes(prompt)).sort((a, b) => b.length - a.length)[0]
-      if (here === undefined) continue
-      const { group, prompt, answer } = pick(this.#random, asked.filter(isChinese))
-      found.set(line.replace(here, prompt), { group, prompt: line.replace(here, prompt), answer })
-      if (found.size === wanted) break
-    }
-    return [...found.values()]
+const inAll = (asked: Asked) => ({ zh: asked, en: asked, ja: asked, ko: asked })
+const inEach = (asked: Asked, persons: Record<Language, readonly Blanks[]>): Record<Language, Asked> => ({
+  zh: { ...asked, blanks: persons.zh },
+  en: { ...asked, blanks: persons.en },
+  ja: { ...asked, blanks: persons.ja },
+  ko: { ...asked, blanks: persons.ko },
+})
+const both = (first: Frames, second: Frames): Frames => ({
+  zh: [...first.zh, ...second.zh],
+  en: [...first.en, ...second.en],
+  ja: [...first.ja, ...second.ja],
+  ko: [...first.ko, ...second.ko],
+})
+
+/** Whether a question contains no wording that is not trained on. */
+function makeIsKnown(sides: Wordings, { a, c }: AllAsked) {
+  const lowerCase = (texts: readonly Text[]) => texts.map(({ text }) => text.toLowerCase())
+  const others = [...questions(a, reserved(sides.model)), ...questions(c, reserved(sides.user))]
+  const wordings = lowerCase(others.map(({ language, prompt }) => ({ language, text: prompt })))
+  const aboutTopic = lowerCase(reserved(sides.topic))
+  return ({ prompt, topic }: Question): boolean => {
+    const text = prompt.toLowerCase()
+    if (wordings.some((wording) => text.includes(wording))) return false
+    const t = topic?.toLowerCase()
+    return t === undefined || !aboutTopic.some((wording) => text.includes(fill(wording, { t })))
   }
+}
+
+function makeTuning(options: PhrasingOptions, sides: Wordings, asked: AllAsked, random: () => number): Phrasing[] {
+  const { count, identityLines } = options
+  const { a, b, c, foreign } = asked
+  const maker = new SentenceMaker(sides, random)
+  const isKnown = makeIsKnown(sides, asked)
+  const part = (share: number) => Math.round(share * count)
+  const listed = (texts: readonly Question[], share: number) =>
+    maker.make(evenly(random, texts), 'tuning', part(share), isKnown)
+  const framed = (frames: Partial<Frames>, askedIn: Record<Language, Asked>, share: number) =>
+    maker.make(byFrame(random, frames, askedIn), 'tuning', part(share), isKnown)
+  const aboutModel = questions(a, sides.model.known)
+  const contrast = (texts: readonly Question[], share: number) =>
+    maker.contrast(identityLines, aboutModel, texts, part(share)).filter(isKnown)
+
+  const aboutUser = questions(c, sides.user.known)
+  const knownForeign = foreign([...sides.foreign.known, ...sides.moreForeign])
+  const aboutTaught = questions(b, sides.topic.known)
+  const aboutForeign = questions(knownForeign, sides.topic.known)
+  return [
+    ...listed(aboutModel, 0.3),
+    ...framed(both(mirroredFrames, modelFrames), inEach(a, modelPersons), 0.7),
+    ...listed(aboutTaught, 0.25),
+    ...framed(topicFrames, inAll(b), 0.1),
+    ...listed(aboutForeign, 0.3),
+    ...framed(topicFrames, inAll(knownForeign), 0.25),
+    ...contrast([...aboutTaught, ...aboutForeign], 0.1),
+    ...listed(aboutUser, 0.3),
+    ...framed(both(mirroredFrames, userFrames), inEach(c, userPersons), 0.6),
+    ...contrast(aboutUser, 0.1),
+  ].map(plain)
 }
 
 /** What of a sentence must not have been seen. */
@@ -120,46 +124,36 @@ const newParts: Record<HeldOut['kind'], (sentence: Sentence) => string[]> = {
   topic: ({ topic }) => [topic!],
 }
 
-/** To tune on as many of each group as asked, and 100 held out of each. */
-export function makePhrasings(options: PhrasingOptions): { tuning: Phrasing[]; heldOut: HeldOut[] } {
-  const { seed, sets, identityLines, identity, user, notKnown, count } = options
-  const random = mulberry32(seed)
-  const sides = splitWordings(sets, random)
-  const maker = new SentenceMaker(sides, random)
-  const a = (texts: readonly Text[]) => questions('A', texts, modelBlanks, () => identity)
-  const c = (texts: readonly Text[]) => questions('C', texts, userBlanks, () => user)
-  const named = topicBlanks(Object.keys(topics))
-  const b = (texts: readonly Text[]) => questions('B', texts, named, (topic) => topics[topic!]!)
-  const foreign = (texts: readonly Text[]) =>
-    questions('B', sides.topic.known, topicBlanks(namesOf(texts)), () => notKnown)
+/** To tune on as many of each group as asked, and 100 of each group for validation, and 100 held out. */
+export function makePhrasings(options: PhrasingOptions): Phrasings {
+  const { seed, sets } = options
+  const sides = splitWordings(sets, mulberry32(seed))
+  const asked = makeAsked(options)
+  const { a, b, c, foreign } = asked
+  const tuning = makeTuning(options, sides, asked, mulberry32(seed + 1e6))
 
-  const plain = ({ group, prompt, answer }: Phrasing): Phrasing => ({ group, prompt, answer })
-  const whoQuestions = a(sides.model.known)
-  const contrast = (asked: readonly Question[]) =>
-    maker.contrast(identityLines, whoQuestions, asked, Math.round(count / 3))
-  const tuning = [
-    ...maker.make(whoQuestions, 'known', count),
-    ...maker.make(b(sides.topic.known), 'known', Math.round(count / 2)),
-    ...maker.make(foreign(sides.foreign.known), 'known', Math.round(count / 4)),
-    ...contrast([...b(sides.topic.known), ...foreign(sides.foreign.known)]),
-    ...maker.make(c(sides.user.known), 'known', count),
-    ...contrast(c(sides.user.known)),
-  ].map(plain)
-
-  const taught = [sets, ...tuning.map(({ prompt }) => prompt)].join('\n')
-  const holdOut = (kind: HeldOut['kind'], asked: readonly Question[], wanted: number): HeldOut[] => {
-    const isNew = (one: Sentence) => [one.prompt, ...newParts[kind](one)].every((part) => !contains(taught, part))
-    const found = maker.make(asked, kind === 'sentence' ? 'heldOut' : 'known', wanted, isNew)
-    return found.map((one) => ({ ...plain(one), kind }))
+  const taught = [sets, ...tuning.map(({ prompt }) => prompt)].join('\n').toLowerCase()
+  const isNew = (one: Sentence, kind: HeldOut['kind']) =>
+    [one.prompt, ...newParts[kind](one)].every((text) => !taught.includes(text.toLowerCase()))
+  const holdOut = (side: 'validation' | 'heldOut', random: () => number): HeldOut[] => {
+    const maker = new SentenceMaker(sides, random)
+    const ask = (kind: HeldOut['kind'], texts: readonly Question[], wanted: number): HeldOut[] =>
+      maker
+        .make(evenly(random, texts), kind === 'sentence' ? side : 'known', wanted, (one) => isNew(one, kind))
+        .map((one) => ({ ...plain(one), kind }))
+    return [
+      ...ask('sentence', questions(a, sides.model.known), 50),
+      ...ask('wording', questions(a, sides.model[side]), 50),
+      ...ask('sentence', questions(b, sides.topic.known), 34),
+      ...ask('wording', questions(b, sides.topic[side]), 33),
+      ...ask('topic', questions(foreign(sides.foreign[side]), sides.topic.known), 33),
+      ...ask('sentence', questions(c, sides.user.known), 50),
+      ...ask('wording', questions(c, sides.user[side]), 50),
+    ]
   }
-  const heldOut = [
-    ...holdOut('sentence', a(sides.model.known), 50),
-    ...holdOut('wording', a(sides.model.heldOut), 50),
-    ...holdOut('sentence', b(sides.topic.known), 34),
-    ...holdOut('wording', b(sides.topic.heldOut), 33),
-    ...holdOut('topic', foreign(sides.foreign.heldOut), 33),
-    ...holdOut('sentence', c(sides.user.known), 50),
-    ...holdOut('wording', c(sides.user.heldOut), 50),
-  ]
-  return { tuning, heldOut }
+  return {
+    tuning,
+    validation: holdOut('validation', mulberry32(seed + 2e6)),
+    heldOut: holdOut('heldOut', mulberry32(seed + 3e6)),
+  }
 }

@@ -3,10 +3,12 @@
  * questions that no line of the training has, once with every state in NVFP4 and once with a residual behind the weights.
  *
  *   npm run bench:identity -- --sets FOLDER --tokenizer FOLDER [--size 71m|tiny] [--arms nvfp4,residual] [--device cuda:0]
- *     [--seed 1] [--seconds 150] [--out build/identity]
+ *     [--seed 1] [--seconds 150] [--out build/identity] [--phrasings 20000]
+ *     [--scratch steps=900,…] [--tuning steps=1200,lr=0.0008,weightDecay=0,…] [--mixture identitySets=1,userPhrasings=5,…]
  *
  * SETS has the TSV files of sets.ts, TOKENIZER the tokenizer.json of Qwen3. The arms run at the same time, each as a process. OUT gets
- * results.json with every answer, tables.md and failures.txt. `--size tiny --device cpu` tries it out with a cut vocabulary.
+ * results.json with every answer, tables.md and failures.txt. `--size tiny --device cpu` tries it out with a cut vocabulary. Settings
+ * are chosen by what the questions for validation say, never by those that are held out.
  */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -17,12 +19,13 @@ import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
 import { Tokenizer } from 'qwen3-nvfp4'
 import { cutTokenizer } from './cut-tokenizer'
-import { type Group, makePhrasings } from './phrasings'
+import { type HeldOut, makePhrasings } from './phrasings'
+import type { Group, Phrasing } from './questions'
 import { mulberry32 } from '../support/mulberry32'
 import { shuffled } from './random'
 import { disambiguationSets, identity, identitySets, mixedSets, notKnown, pathsOf, readPairs, user } from './sets'
-import { askedLines, arms, phrasingCount, type Plan, sizes } from './settings'
-import { failures, isAsked, type Line, tables } from './table'
+import { askedLines, arms, mixture, phrasingCount, type Plan, sizes } from './settings'
+import { failures, isAsked, type Line, type QuestionSet, tables } from './table'
 
 const { values } = parseArgs({
   options: {
@@ -34,10 +37,27 @@ const { values } = parseArgs({
     seed: { type: 'string', default: '1' },
     seconds: { type: 'string', default: '150' },
     out: { type: 'string', default: 'build/identity' },
+    phrasings: { type: 'string', default: String(phrasingCount) },
+    scratch: { type: 'string', default: '' },
+    tuning: { type: 'string', default: '' },
+    mixture: { type: 'string', default: '' },
   },
 })
 const began = performance.now()
 const elapsed = (): string => ((performance.now() - began) / 1000).toFixed(1)
+
+/** The same numbers with those of `name=number,…` in place of theirs. */
+function changed<T extends object>(option: string, numbers: T, changes: string): T {
+  const given = changes.split(',').filter((change) => change !== '')
+  const entries = given.map((change): [string, number] => {
+    const [name = '', value] = change.split('=')
+    if (!(name in numbers) || !(Number(value) >= 0)) {
+      throw new RangeError(`Expected --${option} of ${Object.keys(numbers)}=NUMBER but received ${change}`)
+    }
+    return [name, Number(value)]
+  })
+  return { ...numbers, ...Object.fromEntries(entries) }
+}
 
 /** Writes what the arms read. */
 async function prepare(plan: Plan): Promise<void> {
@@ -46,16 +66,20 @@ async function prepare(plan: Plan): Promise<void> {
   const mixed = await readPairs(pathsOf(sets, mixedSets))
   const others = await readPairs(pathsOf(sets, [...identitySets, ...disambiguationSets]))
   const taught = [...mixed, ...others]
-  const { tuning, heldOut } = makePhrasings({
-    ...{ seed, identity, user, notKnown, count: phrasingCount },
+  const { tuning, validation, heldOut } = makePhrasings({
+    ...{ seed, identity, user, notKnown, count: Number(values.phrasings) },
     sets: taught.map(({ prompt }) => prompt).join('\n'),
     identityLines: others.filter(({ answer }) => answer.startsWith(identity)).map(({ prompt }) => prompt),
   })
+  const writeTsv = (name: string, lines: readonly Phrasing[]) =>
+    writeFile(join(folder, `${name}.tsv`), lines.map(({ prompt, answer }) => `${prompt}\t${answer}\n`).join(''))
   for (const group of ['A', 'B', 'C'] satisfies Group[]) {
-    const lines = tuning.filter((line) => line.group === group).map(({ prompt, answer }) => `${prompt}\t${answer}`)
-    await writeFile(join(folder, `${group}.tsv`), `${lines.join('\n')}\n`)
+    const lines = tuning.filter((line) => line.group === group)
+    await writeTsv(group, lines)
   }
-  await writeFile(join(folder, 'held-out.json'), JSON.stringify(heldOut))
+  await writeTsv('validation', validation)
+  const asked: Record<QuestionSet, HeldOut[]> = { validation, heldOut }
+  await writeFile(join(folder, 'questions.json'), JSON.stringify(asked))
   // A prompt that the sets answer in two ways has no right answer.
   const answers = new Map<string, Set<string>>()
   for (const { prompt, answer } of mixed) answers.set(prompt, (answers.get(prompt) ?? new Set()).add(answer))
@@ -65,7 +89,8 @@ async function prepare(plan: Plan): Promise<void> {
   let vocabulary = 151_936
   if (cutVocabulary) {
     const texts = [...taught, ...tuning].map(({ prompt, answer }) => `user\n${prompt}\nassistant\n${answer}\n`)
-    const count = await cutTokenizer(plan.tokenizer, [...texts, ...heldOut.map(({ prompt }) => prompt)], folder)
+    const prompts = [...validation, ...heldOut].map(({ prompt }) => prompt)
+    const count = await cutTokenizer(plan.tokenizer, [...texts, ...prompts], folder)
     vocabulary = 64 * Math.ceil(count / 64)
     plan.tokenizer = folder
   }
@@ -92,7 +117,7 @@ async function execute(arm: string, plan: Plan, onLine: (line: Line) => void): P
     [...process.execArgv, 'benchmarks/identity/arm.ts', arm, JSON.stringify(plan)],
     {
       stdio: ['ignore', 'pipe', 'inherit'],
-      timeout: Math.max(1, 1000 * (Number(values.seconds) - Number(elapsed()))),
+      timeout: Math.max(1, Math.round(1000 * (Number(values.seconds) - Number(elapsed())))),
       killSignal: 'SIGKILL',
     },
   )
@@ -109,7 +134,12 @@ async function main(): Promise<void> {
   const chosen = values.arms.split(',')
   if (!chosen.every((arm) => arms[arm])) throw new RangeError(`Expected --arms of ${Object.keys(arms)}`)
   const folder = await mkdtemp(join(tmpdir(), 'identity-'))
-  const plan = { folder, tokenizer: resolve(tokenizer), sets: resolve(sets), device, seed: Number(values.seed), size }
+  const plan: Plan = {
+    ...{ folder, tokenizer: resolve(tokenizer), sets: resolve(sets), device, seed: Number(values.seed), size },
+    scratch: changed('scratch', sizes[size].scratch, values.scratch),
+    tuning: changed('tuning', sizes[size].tuning, values.tuning),
+    mixture: changed('mixture', mixture, values.mixture),
+  }
   const lines: Line[] = []
   const add = (line: Line) => {
     lines.push(line)

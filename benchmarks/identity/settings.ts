@@ -10,6 +10,7 @@ export interface Stage {
   /** Rows of a batch, each of packed conversations. */
   batchSize: number
   maxTokens: number
+  weightDecay: number
   /** Ends the stage where it is, reported. */
   limitSeconds: number
 }
@@ -43,9 +44,19 @@ export const sizes: Record<string, Size> = {
       minLr: 4e-5,
       batchSize: 8,
       maxTokens: 512,
-      limitSeconds: 50,
+      weightDecay: 0,
+      limitSeconds: 40,
     },
-    tuning: { steps: 450, warmupSteps: 20, lr: 8e-4, minLr: 2e-5, batchSize: 8, maxTokens: 512, limitSeconds: 26 },
+    tuning: {
+      steps: 1200,
+      warmupSteps: 20,
+      lr: 8e-4,
+      minLr: 2e-5,
+      batchSize: 8,
+      maxTokens: 512,
+      weightDecay: 0,
+      limitSeconds: 70,
+    },
   },
   tiny: {
     model: {
@@ -65,9 +76,19 @@ export const sizes: Record<string, Size> = {
       minLr: 1e-4,
       batchSize: 4,
       maxTokens: 256,
+      weightDecay: 0,
       limitSeconds: 3600,
     },
-    tuning: { steps: 700, warmupSteps: 20, lr: 1.5e-3, minLr: 5e-5, batchSize: 8, maxTokens: 256, limitSeconds: 3600 },
+    tuning: {
+      steps: 700,
+      warmupSteps: 20,
+      lr: 1.5e-3,
+      minLr: 5e-5,
+      batchSize: 8,
+      maxTokens: 256,
+      weightDecay: 0,
+      limitSeconds: 3600,
+    },
   },
 }
 
@@ -88,10 +109,13 @@ export const arms: Record<string, Arm> = {
 }
 
 /** Shares of what is tuned on: the identity, who the user is, and what must stay as it was. */
-export const mixture = { identitySets: 3, identityPhrasings: 3, userPhrasings: 3, topicPhrasings: 4, mixedSets: 3 }
+export const mixture = { identitySets: 1, identityPhrasings: 5, userPhrasings: 6, topicPhrasings: 4, mixedSets: 2 }
 
 /** Sentences of each group to tune on. */
-export const phrasingCount = 3000
+export const phrasingCount = 20_000
+
+/** How often the loss of the sentences for validation is taken during tuning. */
+export const validations = 8
 
 /** Lines of the mixed sets that are asked, and the most tokens of an answer. */
 export const askedLines = 100
@@ -106,4 +130,7 @@ export interface Plan {
   device: string
   seed: number
   size: string
+  scratch: Stage
+  tuning: Stage
+  mixture: typeof mixture
 }

@@ -5,7 +5,11 @@
 
 export type Language = 'zh' | 'en' | 'ja' | 'ko'
 
-const words = (text: string): string[] => text.split('|').map((word) => word.trim())
+/** The text of each blank. */
+export type Blanks = Readonly<Record<string, string>>
+
+/** What stands between `|`. */
+export const words = (text: string): string[] => text.split('|').map((word) => word.trim())
 
 /**
  * Questions who someone is. About the model `{p}` is 你 or 您 and `{q}` is 我; about the user it is the other way round, so that
