@@ -206,7 +206,7 @@ class CudaEngine : public Engine {
     return wide;
   }
 
-  // Products take NVFP4 and bf16: f32 and f16 weights are rounded to bf16 first.
+  // Products take packed weights and bf16: f32 and f16 weights are rounded to bf16 first.
   WeightView as_product_operand(const WeightView& w) {
     if (w.storage != Storage::kF32 && w.storage != Storage::kF16) return w;
     const int64_t count = w.rows * w.cols;
@@ -229,7 +229,9 @@ class CudaEngine : public Engine {
     }
     const WeightView dense = as_product_operand(w);
     // A few tokens read a packed weight as it is.
-    const bool packed = dense.storage == Storage::kNvfp4 && N <= kGemvTokens && gemv_nvfp4_fits_cuda(dense.cols);
+    const bool fits =
+        dense.storage == Storage::kBnb4 || (dense.storage == Storage::kNvfp4 && gemv_nvfp4_fits_cuda(dense.cols));
+    const bool packed = fits && N <= kGemvTokens;
     linear_cuda(y, type, bf16(x), dense, N, accumulate, products(packed ? 0 : linear_cuda_scratch_bytes(dense)));
   }
 

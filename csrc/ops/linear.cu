@@ -9,6 +9,7 @@
 #include "core/dtype.h"
 #include "core/status.h"
 #include "ops/gemv_backward_input.h"
+#include "ops/gemv_bnb4.h"
 #include "ops/quantize.h"
 
 namespace qn {
@@ -40,7 +41,8 @@ int64_t slice_cols(int64_t rows, int64_t cols, int64_t bytes) {
 // One product: rows [first_row, first_row + rows) of a stack, dense or to be decoded, times alpha.
 struct Term {
   const uint16_t* dense;    // or
-  DequantizeTileCuda tile;  // all of its rows and columns, without `out`
+  Bnb4View bnb4;            // or
+  DequantizeTileCuda tile;  // all of its rows and columns, without `out`; of bnb4 without parts
   float alpha;
   int64_t first_row, rows;
   bool adds;  // to another term of the same rows
@@ -114,6 +116,10 @@ Terms terms_of(const WeightStack& w) {
         terms.terms[terms.count++] = term;
         term.adds = true;
       }
+    } else if (part.storage == Storage::kBnb4) {
+      term.bnb4 = part.bnb4;
+      term.tile.cols = term.tile.stride = w.cols();
+      terms.terms[terms.count++] = term;
     } else {
       fail(Code::kUnsupported, "dense weights on CUDA are bf16");
     }
@@ -141,6 +147,7 @@ int64_t col_slice_bytes(const Terms& terms, int64_t bytes) {
 
 // Decodes rows [row, row + rows) and columns [col, col + cols) of a term to `out`.
 void decode(uint16_t* out, const Term& term, int64_t row, int64_t rows, int64_t col, int64_t cols, CudaStream stream) {
+  if (term.bnb4.codes) return dequantize_bnb4_cuda({out, term.bnb4, row, rows, col, cols, term.tile.stride}, stream);
   DequantizeTileCuda tile = {};
   tile.out = out;
   tile.cols = cols;
@@ -311,6 +318,9 @@ void linear_cuda(void* y, CudaFloat y_type, const uint16_t* x, const WeightStack
   if (T * w.rows() == 0) return;
   if (w.cols() == 0) return clear(y, y_type, T * w.rows(), accumulate, cuda.stream);
   if (linear_gemv(y, y_type, x, w, T, accumulate, cuda)) return;
+  if (T <= kGemvTokens && gemv_bnb4_takes(w.begin(), w.count())) {
+    return gemv_bnb4_cuda({y, x, w.begin(), w.count(), T, y_type, accumulate}, cuda.stream);
+  }
   const Terms terms = terms_of(w);
   const Scratch scratch = divide(cuda, 0, row_slice_bytes(terms, 0));
   for (const Term& term : terms) {

@@ -6,8 +6,10 @@
 //
 // With accumulate, the product is added to what the output holds. Outputs never alias inputs.
 // Accumulation in f32, in an order that depends on the shapes and the instruction set alone: two runs, and any number
-// of threads, give equal bytes. An NVFP4 weight is decoded exactly (value = code · scale · global, rounded once).
-// Limits: T, N, K >= 0; NVFP4 needs K % 16 == 0. K = 0 or T = 0 writes zeros or nothing. Scratch: each worker's own.
+// of threads, give equal bytes. An NVFP4 weight is decoded exactly (value = code · scale · global, rounded once), a
+// bitsandbytes weight too (code · absmax, rounded once).
+// Limits: T, N, K >= 0; NVFP4 needs K % 16 == 0, bitsandbytes K % 64 == 0. K = 0 or T = 0 writes zeros or nothing.
+// Scratch: each worker's own.
 #pragma once
 
 #include "core/cpu.h"
@@ -66,11 +68,12 @@ class WeightStack {
 // On CUDA activations and gradients of activations are bf16, sums f32; y and dw are bf16, rounded once, or f32.
 // Weights: NVFP4, whose code · scale is exact in bf16 and whose global scale multiplies the sum, or bf16. NVFP4 weights
 // of a stack are one product when their global scales are equal or powers of two, else one each. With a residual the
-// product is two products, so a bf16 y is rounded twice. But up to gemv_tokens tokens of y read packed weights
-// directly, kGemvTokens at a time, with one sum and one rounding (ops/gemv.h), as up to kGemvInputTokens of dx do
-// (ops/gemv_backward_input.h); other products decode slices to scratch, of rows for y and of columns for dx, and call
-// cuBLASLt. Pointers on the device, activations 16-byte aligned, scratch 256-byte aligned. Nothing is allocated,
-// nothing waits; two runs with equally much scratch give equal bytes.
+// product is two products, so a bf16 y is rounded twice. Bitsandbytes weights are one product each; up to kGemvTokens
+// tokens of y read their codes as they are (ops/gemv_bnb4.h), other products round code · absmax to bf16 first. But up
+// to gemv_tokens tokens of y read packed weights directly, kGemvTokens at a time, with one sum and one rounding
+// (ops/gemv.h), as up to kGemvInputTokens of dx do (ops/gemv_backward_input.h); other products decode slices to
+// scratch, of rows for y and of columns for dx, and call cuBLASLt. Pointers on the device, activations 16-byte aligned,
+// scratch 256-byte aligned. Nothing is allocated, nothing waits; two runs with equally much scratch give equal bytes.
 struct LinearCuda {
   CublasLt& blas;
   void* scratch;          // one product at a time

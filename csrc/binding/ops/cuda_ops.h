@@ -59,6 +59,8 @@ struct DeviceWeight {
     view.packed.scales = copy(host.packed.scales, count / 16);
     view.residual.codes = copy(host.residual.codes, count / 2);
     view.residual.scales = copy(host.residual.scales, count / 16);
+    view.bnb4.codes = copy(host.bnb4.codes, count / 2);
+    view.bnb4.absmax = reinterpret_cast<const float*>(copy(host.bnb4.absmax, count / 16));
   }
 
  private:

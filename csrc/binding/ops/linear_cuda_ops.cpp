@@ -3,7 +3,8 @@
 //   linearBackwardInputCuda(dx, dy, weight | weight[], T, accumulate, { sliceBytes? })
 //   linearBackwardWeightCuda(dw, dy, x, T, N, K, rowBegin, rowCount, accumulate)
 // and for benchmarks, on random data, as microseconds per launch inside a CUDA graph:
-//   linearCudaTime('forward' | 'input' | 'weight', 'nvfp4' | 'bf16', { T, N, K, parts?, sliceBytes?, gemvTokens?,
+//   linearCudaTime('forward' | 'input' | 'weight', 'nvfp4' | 'nf4' | 'bf16', { T, N, K, parts?, sliceBytes?,
+//   gemvTokens?,
 //                  ringBytes }, replays)    parts: how many weights of N / parts rows are one stack
 //   readCudaTime(bytes, ringBytes, replays)
 //   copyCudaTime(bytes, ringBytes, replays)
@@ -94,14 +95,16 @@ void run_backward_weight(const Napi::CallbackInfo& info) {
   dw.download();
 }
 
-double time_linear(const std::string& product, bool nvfp4, const Napi::Value& dims, int64_t replays) {
+double time_linear(const std::string& product, Storage storage, const Napi::Value& dims, int64_t replays) {
   const int64_t T = option(dims, "T"), N = option(dims, "N"), K = option(dims, "K"), parts = option(dims, "parts", 1);
-  const int64_t weight_bytes = nvfp4 ? N * K / 16 * 9 : 2 * N * K;
+  const bool packed = is_packed(storage);
+  const int64_t weight_bytes = packed ? N * K / 16 * 9 : 2 * N * K;
   const int64_t weights = std::max<int64_t>(1, (option(dims, "ringBytes") + weight_bytes - 1) / weight_bytes);
   const bool uses_weight = product != "weight";
-  const CudaBuffer codes = random_bytes(uses_weight && nvfp4 ? weights * N * K / 2 : 0, 0, 256);
-  const CudaBuffer scales = random_bytes(uses_weight && nvfp4 ? weights * N * K / 16 : 0, 0x28, 0x15);
-  const CudaBuffer dense = random_bf16(uses_weight && !nvfp4 ? weights * N * K : 0);
+  const CudaBuffer codes = random_bytes(uses_weight && packed ? weights * N * K / 2 : 0, 0, 256);
+  const CudaBuffer scales =
+      random_bytes(uses_weight && packed ? weights * N * K / 16 : 0, 0x28, 0x15);  // as f32 small too
+  const CudaBuffer dense = random_bf16(uses_weight && !packed ? weights * N * K : 0);
   const CudaBuffer x = random_bf16(T * K), y = random_bf16(T * N), dw(product == "weight" ? N * K * 2 : 0);
   std::vector<WeightView> views(static_cast<size_t>(parts));
   const WeightStack stack(views.data(), static_cast<int>(parts));
@@ -109,10 +112,11 @@ double time_linear(const std::string& product, bool nvfp4, const Napi::Value& di
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t at = i * N * K + part * (N / parts) * K;
       WeightView& w = views[static_cast<size_t>(part)];
-      w.storage = nvfp4 ? Storage::kNvfp4 : Storage::kBF16;
+      w.storage = storage;
       w.rows = N / parts;
       w.cols = K;
       w.packed = {codes.as<uint8_t>() + at / 2, scales.as<uint8_t>() + at / 16, part % 2 == 0 ? 1.0f : 0.5f};
+      w.bnb4 = {codes.as<uint8_t>() + at / 2, scales.as<float>() + at / kBnb4BlockSize, Codebook::kNf4};
       w.dense = dense.as<uint16_t>() + at;
     }
   };
@@ -154,7 +158,9 @@ Napi::Value number_of(const Napi::CallbackInfo& info, double value) { return Nap
 
 Napi::Value run_time_linear(const Napi::CallbackInfo& info) {
   const std::string product = info[0].ToString().Utf8Value();
-  return number_of(info, time_linear(product, info[1].ToString().Utf8Value() == "nvfp4", info[2], integer(info[3])));
+  const std::string form = info[1].ToString().Utf8Value();
+  const Storage storage = form == "nvfp4" ? Storage::kNvfp4 : form == "nf4" ? Storage::kBnb4 : Storage::kBF16;
+  return number_of(info, time_linear(product, storage, info[2], integer(info[3])));
 }
 
 Napi::Value run_time_read(const Napi::CallbackInfo& info) {

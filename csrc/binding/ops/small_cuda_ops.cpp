@@ -50,6 +50,10 @@ class DeviceArrays {
       part->codes = static_cast<uint8_t*>(copy(part->codes, count / 2));
       part->scales = static_cast<uint8_t*>(copy(part->scales, count / kBlockSize));
     }
+    if (w.bnb4.codes) {
+      w.bnb4.codes = static_cast<uint8_t*>(copy(w.bnb4.codes, count / 2));
+      w.bnb4.absmax = static_cast<float*>(copy(w.bnb4.absmax, count / kBnb4BlockSize * 4));
+    }
     return w;
   }
 
