@@ -74,7 +74,7 @@ void GradientStore::matrix(Parameter& parameter, const Produce& produce) {
   Device& device = model_.device();
   const auto engine = make_engine(device, device.cpu());
   const int64_t chunk = std::min(options_.step_chunk_rows, parameter.rows);
-  const Buffer sum(device.ledger(), MemoryKind::kScratch, chunk * parameter.cols * 4);
+  const Buffer sum(device.ledger(), MemoryKind::kScratch, scratch_bytes(parameter, options_));
   for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
     const int64_t count = std::min(chunk, parameter.rows - begin);
     const StoreRowsArgs args = store_args(parameter, entry, begin, count);
@@ -166,13 +166,17 @@ int64_t GradientStore::bytes_of(const Parameter& parameter, GradientFormat forma
   return moment_value_bytes(stored, parameter.count()) + scales;
 }
 
+int64_t GradientStore::scratch_bytes(const Parameter& parameter, const Options& options) {
+  if (stored_format(options.format, parameter) == MomentFormat::kFp32) return 0;
+  return std::min(options.step_chunk_rows, parameter.rows) * parameter.cols * 4;
+}
+
 int64_t GradientStore::missing_bytes() const {
   int64_t bytes = 0, sum = 0;
   for (const Parameter& parameter : model_.parameters()) {
     if (!parameter.trainable) continue;
     if (!entry(parameter).values) bytes += bytes_of(parameter, options_.format);
-    if (stored_format(options_.format, parameter) == MomentFormat::kFp32) continue;
-    sum = std::max(sum, std::min(options_.step_chunk_rows, parameter.rows) * parameter.cols * 4);
+    sum = std::max(sum, scratch_bytes(parameter, options_));
   }
   return bytes + sum;
 }

@@ -51,6 +51,8 @@ class GradientStore : public GradientSink {
   void release();
   // Bytes that a gradient in this form takes.
   static int64_t bytes_of(const Parameter& parameter, GradientFormat format);
+  // Bytes of scratch while it is added to.
+  static int64_t scratch_bytes(const Parameter& parameter, const Options& options);
   // Bytes that the next backward pass will allocate.
   int64_t missing_bytes() const;
   int64_t bytes() const;

@@ -1,5 +1,6 @@
 #include "train/memory_estimate.h"
 
+#include <algorithm>
 #include <deque>
 #include <unordered_set>
 
@@ -58,6 +59,7 @@ int64_t engine_bytes(const ModelConfig& config, const MemoryPlanArgs& args, cons
 
 MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& args) {
   MemoryBytes bytes{};
+  int64_t summing = 0;
   const std::deque<Parameter> parameters = shapes(config, args.weights, args.frozen);
   for (const Parameter& parameter : parameters) {
     const int64_t count = parameter.count();
@@ -71,6 +73,7 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
     of(bytes, MemoryKind::kMoments) += PackedAdamW::state_bytes(parameter, args.optimizer);
     if (args.keep_gradients) {
       of(bytes, MemoryKind::kGradients) += GradientStore::bytes_of(parameter, args.gradients);
+      summing = std::max(summing, GradientStore::scratch_bytes(parameter, {args.gradients}));
     }
   }
 
@@ -83,7 +86,7 @@ MemoryBytes estimate_memory(const ModelConfig& config, const MemoryPlanArgs& arg
   of(bytes, MemoryKind::kScratch) = activations.scratch + engine_bytes(config, args, parameters);
   if (args.training) {
     const bool bf16_rows = args.cuda && !args.keep_gradients;
-    of(bytes, MemoryKind::kScratch) += PackedAdamW::scratch_bytes(parameters, args.optimizer, bf16_rows);
+    of(bytes, MemoryKind::kScratch) += PackedAdamW::scratch_bytes(parameters, args.optimizer, bf16_rows) + summing;
   }
   const int64_t pages = (args.cache_tokens + kPageTokens - 1) / kPageTokens;
   of(bytes, MemoryKind::kCache) =

@@ -15,13 +15,13 @@ const trainOn = (optimizer: ReturnType<Qwen3Nvfp4Model['createOptimizer']>, opti
   optimizer.trainStep({ ids, labels: ids }, options)
 
 describeOnGpu('estimateMemory', () => {
-  /** So large that neither the workspace of cuBLASLt nor what is left out of an estimate is a tenth. */
+  /** So large that what is left out of an estimate is far below 5 %. */
   const config = { ...gpuConfig, hiddenSize: 1024, intermediateSize: 3072, vocabSize: 32_000, numHiddenLayers: 4 }
   const estimate = (options: Partial<MemoryOptions>) =>
     Qwen3Nvfp4Model.estimateMemory(config, { mode: 'training', device, threads, batch: 4, tokens: 512, ...options })
 
-  const expectWithinTenth = (measured: number, expected: number) =>
-    expect(Math.abs(measured / expected - 1)).toBeLessThan(0.1)
+  const expectWithin5Percent = (measured: number, expected: number) =>
+    expect(Math.abs(measured / expected - 1)).toBeLessThan(0.05)
 
   test.each([
     { recompute: 'all', moments: 'nvfp4', optimizerWeights: 'nvfp4' },
@@ -29,7 +29,7 @@ describeOnGpu('estimateMemory', () => {
     { recompute: 'none', moments: 'bf16', optimizerWeights: 'bf16' },
     { recompute: 'none', moments: 'fp32', optimizerWeights: 'fp32', stepChunkRows: 512 },
     { recompute: 'all', moments: 'fp32', weights: 'fp32' },
-  ] as const)('is within a tenth of the peak of a fused training step, %j', async (modes) => {
+  ] as const)('is within 5 %% of the peak of a fused training step, %j', async (modes) => {
     const { moments, recompute, stepChunkRows } = modes
     const { weights, optimizerWeights } = { weights: 'nvfp4', optimizerWeights: 'nvfp4', ...modes } as const
     await using model = await gpuModel({ weights }, config)
@@ -39,25 +39,40 @@ describeOnGpu('estimateMemory', () => {
     await trainOn(optimizer, { recompute })
     const memory = await model.memory()
     const expected = estimate(modes)
-    expectWithinTenth(memory.peak, expected.total)
+    expectWithin5Percent(memory.peak, expected.total)
     const kept = ({ moments, weights, scales }: typeof expected) => moments + weights + scales
     expect(kept(memory)).toBe(kept(expected))
   })
 
-  test.each(['fp32', 'bf16', 'nvfp4'] as const)('counts kept %s gradients to the byte', async (gradients) => {
-    await using model = await gpuModel({}, config)
-    await (await model.loss(ids, ids)).backward({ gradients })
-    expect((await model.memory()).model.gradients).toBe(estimate({ trainStep: false, gradients }).gradients)
-  })
+  test.each(['fp32', 'bf16', 'nvfp4'] as const)(
+    'counts kept %s gradients to the byte, and is within 5 %% of the peak of steps with them',
+    async (gradients) => {
+      await using model = await gpuModel({}, config)
+      await using optimizer = model.createOptimizer()
+      await optimizer.stateBytes()
+      model.resetMemoryPeak()
+      const expected = estimate({ trainStep: false, gradients })
+      // The second time with what the first step has left.
+      for (let i = 0; i < 2; i++) {
+        for (let batch = 0; batch < 2; batch++) {
+          await using loss = await model.loss(ids, ids)
+          await loss.backward({ gradients })
+          expect((await model.memory()).model.gradients).toBe(expected.gradients)
+        }
+        await optimizer.step({ maxGradNorm: 1 })
+      }
+      expectWithin5Percent((await model.memory()).peak, expected.total)
+    },
+  )
 
   test.each(['nvfp4', 'bf16', 'fp32'] as const)(
-    'is within a tenth of the peak of a forward pass on %s weights',
+    'is within 5 %% of the peak of a forward pass on %s weights',
     async (weights) => {
       await using model = await gpuModel({ weights }, config)
       model.resetMemoryPeak()
       await (await model.forward(ids)).dispose()
       const expected = estimate({ mode: 'inference', weights, cacheTokens: 0 })
-      expectWithinTenth((await model.memory()).peak, expected.total)
+      expectWithin5Percent((await model.memory()).peak, expected.total)
     },
   )
 

@@ -18,20 +18,23 @@ const threads = 4
 const estimate = (options: Partial<MemoryOptions>) =>
   Qwen3Nvfp4Model.estimateMemory(config, { mode: 'training', batch: 2, tokens: 160, threads, ...options })
 
+const expectWithin5Percent = (measured: number, expected: number) =>
+  expect(Math.abs(measured / expected - 1)).toBeLessThan(0.05)
+
 describe('estimateMemory', () => {
   test.each([
     { recompute: 'all', moments: 'nvfp4', optimizerWeights: 'nvfp4' },
     { recompute: 'cheap', moments: 'int8', optimizerWeights: 'nvfp4+residual' },
     { recompute: 'none', moments: 'bf16', optimizerWeights: 'bf16' },
     { recompute: 'all', moments: 'fp32', optimizerWeights: 'fp32' },
-  ] as const)('is within a tenth of the peak of a fused training step, %j', async (modes) => {
+  ] as const)('is within 5 %% of the peak of a fused training step, %j', async (modes) => {
     const model = await tinyModel({ threads }, config)
     const optimizer = model.createOptimizer({ moments: modes.moments, weights: modes.optimizerWeights })
     model.resetMemoryPeak()
     await optimizer.trainStep({ ids, labels: ids }, { recompute: modes.recompute })
     const { peak, moments, weights, scales } = await model.memory()
     const expected = estimate(modes)
-    expect(Math.abs(peak / expected.total - 1)).toBeLessThan(0.1)
+    expectWithin5Percent(peak, expected.total)
     expect(moments + weights + scales).toBe(expected.moments + expected.weights + expected.scales)
     await optimizer.dispose()
     await model.dispose()
@@ -45,7 +48,7 @@ describe('estimateMemory', () => {
     await optimizer.trainStep({ ids, labels: ids }, { recompute })
     const { peak, moments } = await model.memory()
     const expected = estimate({ trainable, recompute })
-    expect(Math.abs(peak / expected.total - 1)).toBeLessThan(0.1)
+    expectWithin5Percent(peak, expected.total)
     expect(moments).toBe(expected.moments)
     // The inputs of two layers; with 'none' everything inside them too.
     const saved = estimate({ recompute }).activations - expected.activations
@@ -57,22 +60,37 @@ describe('estimateMemory', () => {
     await model.dispose()
   })
 
-  test.each(['fp32', 'bf16', 'nvfp4'] as const)('counts kept %s gradients to the byte', async (gradients) => {
-    const model = await tinyModel({ threads }, config)
-    await (await model.loss(ids, ids)).backward({ gradients })
-    expect((await model.memory()).model.gradients).toBe(estimate({ trainStep: false, gradients }).gradients)
-    await model.dispose()
-  })
+  test.each(['fp32', 'bf16', 'nvfp4'] as const)(
+    'counts kept %s gradients to the byte, and is within 5 %% of the peak of steps with them',
+    async (gradients) => {
+      const model = await tinyModel({ threads }, config)
+      const optimizer = model.createOptimizer()
+      model.resetMemoryPeak()
+      const expected = estimate({ trainStep: false, gradients })
+      // The second time with what the first step has left.
+      for (let i = 0; i < 2; i++) {
+        for (let batch = 0; batch < 2; batch++) {
+          await using loss = await model.loss(ids, ids)
+          await loss.backward({ gradients })
+          expect((await model.memory()).model.gradients).toBe(expected.gradients)
+        }
+        await optimizer.step({ maxGradNorm: 1 })
+      }
+      expectWithin5Percent((await model.memory()).peak, expected.total)
+      await optimizer.dispose()
+      await model.dispose()
+    },
+  )
 
   test.each(['nvfp4', 'fp32', 'bf16'] as const)(
-    'is within a tenth of the peak of a forward pass on %s weights',
+    'is within 5 %% of the peak of a forward pass on %s weights',
     async (weights) => {
       const model = await tinyModel({ threads, weights }, config)
       model.resetMemoryPeak()
       await (await model.forward(ids)).dispose()
       const expected = estimate({ mode: 'inference', weights, cacheTokens: 0 })
       const { peak, model: own } = await model.memory()
-      expect(Math.abs(peak / expected.total - 1)).toBeLessThan(0.1)
+      expectWithin5Percent(peak, expected.total)
       expect([own.weights, own.scales]).toEqual([expected.weights, expected.scales])
       await model.dispose()
     },
