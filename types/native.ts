@@ -141,8 +141,10 @@ export interface NativeConverter {
     source: NativeTensorSource,
     range: NativeRange,
     target: NativeConvertTarget,
+    /** Gets the values or the blocks, or the codes and after them the scales; left alone until the promise settles. */
+    out: Uint8Array,
     cancel?: NativeCancel,
-  ): Promise<NativeConvertErrors & { values?: Uint8Array; codes?: Uint8Array; scales?: Uint8Array }>
+  ): Promise<NativeConvertErrors>
   amaxOfRange(
     device: NativeDevice,
     files: readonly string[],
@@ -159,7 +161,7 @@ export interface NativeConverter {
     b: NativeTensorSource,
     range: NativeRange,
     cancel?: NativeCancel,
-  ): Promise<NativeConvertErrors & { different: number }>
+  ): Promise<NativeValueErrors & { different: number }>
 }
 
 /** Elements [begin, end) of a tensor of `count`, in rows of `cols`; begin is a multiple of 16. */
@@ -172,17 +174,23 @@ export interface NativeRange {
 
 export interface NativeConvertTarget {
   storage: Storage
+  /** Blocks of a GGUF: of NVFP4, or Q8_0 of fp32. */
+  blocks?: 'nvfp4' | 'q8_0'
   /** Keep the codes and scales of a packed source as they are. */
   copies: boolean
   globalScale: number
   scaleRule: NativeLoadOptions['scaleRule']
 }
 
-/** csrc/model/convert.h: ConvertErrors. */
-export interface NativeConvertErrors {
+/** csrc/ops/value_errors.h. */
+export interface NativeValueErrors {
   squaredError: number
   squares: number
   largestError: number
+}
+
+/** csrc/model/convert.h: ConvertErrors. */
+export interface NativeConvertErrors extends NativeValueErrors {
   subnormalScales: number
 }
 

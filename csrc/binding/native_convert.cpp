@@ -1,13 +1,12 @@
 #include "binding/native_convert.h"
 
-#include <optional>
-
 #include "binding/environment.h"
 #include "binding/held_bytes.h"
 #include "binding/native_device.h"
 #include "binding/tensor_source.h"
 #include "binding/values.h"
 #include "core/status.h"
+#include "format/ggml_blocks.h"
 #include "model/convert.h"
 
 namespace qn {
@@ -46,16 +45,30 @@ JobOrder order_of(const Napi::CallbackInfo& info, size_t cancel_index) {
       .order(unwrap<NativeDevice>(info[0]).device(), NativeCancel::token_of(info[cancel_index]));
 }
 
-Napi::Object to_js(Napi::Env env, const ConvertErrors& errors) {
+Napi::Object to_js(Napi::Env env, const ValueErrors& errors) {
   Napi::Object out = Napi::Object::New(env);
   out.Set("squaredError", errors.squared_error);
   out.Set("squares", errors.squares);
   out.Set("largestError", errors.largest_error);
-  out.Set("subnormalScales", double(errors.subnormal_scales));
   return out;
 }
 
-// convertRange(device, files, source, range, target, cancel)
+// Of what convert_range() makes.
+int64_t made_bytes(const RangeJob& job, Storage storage, Layout layout) {
+  const int64_t count = job.end - job.begin;
+  const auto in_blocks = [&](Storage wanted, int64_t columns, int64_t bytes) {
+    if (storage != wanted || job.begin % columns != 0 || job.end % columns != 0) {
+      fail(Code::kInvalidArgument, "elements [%lld, %lld) in blocks", (long long)job.begin, (long long)job.end);
+    }
+    return count / columns * bytes;
+  };
+  if (layout == Layout::kGgmlNvfp4) return in_blocks(Storage::kNvfp4, kGgmlNvfp4Columns, kGgmlNvfp4Bytes);
+  if (layout == Layout::kGgmlQ8) return in_blocks(Storage::kF32, kGgmlQ8Columns, kGgmlQ8Bytes);
+  if (storage == Storage::kNvfp4) return count / 2 + count / kBlockSize;
+  return count * (storage == Storage::kF32 ? 4 : 2);
+}
+
+// convertRange(device, files, source, range, target, out, cancel)
 Napi::Value JsConvertRange(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   return guarded(env, [&] {
@@ -68,30 +81,21 @@ Napi::Value JsConvertRange(const Napi::CallbackInfo& info) {
     if (packs && job.cols % kBlockSize != 0) fail(Code::kInvalidArgument, "rows of %lld columns", (long long)job.cols);
     if (copies && !(packs && job.source.packed)) fail(Code::kInvalidArgument, "only NVFP4 is copied");
 
-    const int64_t count = job.end - job.begin;
-    std::optional<HeldBytes> values, codes, scales;
-    if (packs) {
-      codes.emplace(env, count / 2);
-      scales.emplace(env, count / kBlockSize);
-    } else {
-      values.emplace(env, count * (storage == Storage::kF32 ? 4 : 2));
-    }
-    const auto data = [](const std::optional<HeldBytes>& bytes) { return bytes ? bytes->data : nullptr; };
+    const Layout layout = layout_of(target.Get("blocks"));
+    const HeldBytes out(uint8_array_of(info[5]));
+    if (out.bytes < made_bytes(job, storage, layout)) fail(Code::kInvalidArgument, "%lld bytes", (long long)out.bytes);
     return run_job(
-        env, order_of(info, 5),
-        [job = std::move(job), storage, copies, global_scale, rule, values = data(values), codes = data(codes),
-         scales = data(scales)](const Cpu& cpu) {
+        env, order_of(info, 6),
+        [job = std::move(job), storage, layout, copies, global_scale, rule, data = out.data](const Cpu& cpu) {
           const SourceReader reader = job.open(cpu);
-          const ConvertArgs args{job.extent(), &job.source, job.begin, job.end, storage, copies,
-                                 global_scale, rule,        values,    codes,   scales};
-          return convert_range(reader, args, cpu);
+          return convert_range(
+              reader,
+              {job.extent(), &job.source, job.begin, job.end, storage, layout, copies, global_scale, rule, data}, cpu);
         },
-        [values, codes, scales](Napi::Env env, ConvertErrors& errors) -> Napi::Value {
-          Napi::Object out = to_js(env, errors);
-          if (values) out.Set("values", values->value());
-          if (codes) out.Set("codes", codes->value());
-          if (scales) out.Set("scales", scales->value());
-          return out;
+        [out](Napi::Env env, ConvertErrors& errors) -> Napi::Value {
+          Napi::Object result = to_js(env, errors.values);
+          result.Set("subnormalScales", double(errors.subnormal_scales));
+          return result;
         });
   });
 }

@@ -16,14 +16,6 @@ DType file_dtype_of(const std::string& name) {
   fail(Code::kInvalidArgument, "Expected a known element type but received '%s'", name.c_str());
 }
 
-Layout layout_of(const Napi::Value& blocks) {
-  if (blocks.IsUndefined()) return Layout::kPlain;
-  const std::string name = string_of(blocks);
-  if (name == "nvfp4") return Layout::kGgmlNvfp4;
-  if (name == "q8_0") return Layout::kGgmlQ8;
-  fail(Code::kInvalidArgument, "Expected known blocks but received '%s'", name.c_str());
-}
-
 FileRange range_of(const Napi::Value& value) {
   const Napi::Object object = object_of(value);
   return {static_cast<int32_t>(int_of(object.Get("file"))), int_of(object.Get("offset")), int_of(object.Get("bytes")),
@@ -31,6 +23,14 @@ FileRange range_of(const Napi::Value& value) {
 }
 
 }  // namespace
+
+Layout layout_of(const Napi::Value& blocks) {
+  if (blocks.IsUndefined()) return Layout::kPlain;
+  const std::string name = string_of(blocks);
+  if (name == "nvfp4") return Layout::kGgmlNvfp4;
+  if (name == "q8_0") return Layout::kGgmlQ8;
+  fail(Code::kInvalidArgument, "Expected known blocks but received '%s'", name.c_str());
+}
 
 TensorSource source_of(const Napi::Value& value) {
   const Napi::Object object = object_of(value);

@@ -11,6 +11,7 @@
 namespace qn {
 
 TensorSource source_of(const Napi::Value& value);
+Layout layout_of(const Napi::Value& blocks);  // of undefined: kPlain
 std::vector<std::string> strings_of(const Napi::Value& value);
 ScaleRule scale_rule_of(const std::string& name);
 

@@ -40,6 +40,23 @@ inline void unpack_ggml_nvfp4(uint8_t* codes, uint8_t* scales, const uint8_t* bl
   }
 }
 
+// The blocks of codes u8[count / 2] and scales e4m3[count / 16].
+inline void pack_ggml_nvfp4(uint8_t* blocks, const uint8_t* codes, const uint8_t* scales, int64_t count) {
+  for (int64_t i = 0; i < count / kGgmlNvfp4Columns; ++i) {
+    std::memcpy(blocks, scales, kGgmlNvfp4Scales);
+    blocks += kGgmlNvfp4Scales;
+    scales += kGgmlNvfp4Scales;
+    for (int64_t s = 0; s < kGgmlNvfp4Scales; ++s, codes += kBlockSize / 2) {
+      for (int j = 0; j < kBlockSize / 4; ++j) {
+        // Columns 2j and 2j + 1, and those eight further on.
+        const uint8_t low = codes[j], high = codes[j + 4];
+        *blocks++ = pack_e2m1(low & 15u, high & 15u);
+        *blocks++ = pack_e2m1(low >> 4, high >> 4);
+      }
+    }
+  }
+}
+
 // values f32[count] of whole blocks, exact.
 inline void unpack_ggml_q8_0(float* values, const uint8_t* blocks, int64_t count) {
   for (int64_t i = 0; i < count / kGgmlQ8Columns; ++i, blocks += kGgmlQ8Bytes) {
@@ -48,6 +65,30 @@ inline void unpack_ggml_q8_0(float* values, const uint8_t* blocks, int64_t count
     const float scale = f16_to_f32(bits);
     for (int64_t j = 0; j < kGgmlQ8Columns; ++j)
       *values++ = scale * static_cast<float>(static_cast<int8_t>(blocks[2 + j]));
+  }
+}
+
+// The blocks of finite values, byte for byte those of ggml: the scale is amax / 127, a byte x / scale to nearest,
+// halves away from zero. A scale that f16 has not becomes an infinity.
+inline void pack_ggml_q8_0(uint8_t* blocks, const float* values, int64_t count) {
+  for (int64_t i = 0; i < count / kGgmlQ8Columns; ++i, blocks += kGgmlQ8Bytes, values += kGgmlQ8Columns) {
+    uint32_t largest = 0;
+    for (int64_t j = 0; j < kGgmlQ8Columns; ++j) {
+      const uint32_t magnitude = __builtin_bit_cast(uint32_t, values[j]) & 0x7fffffffu;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+    const float scale = __builtin_bit_cast(float, largest) / 127.0f, reciprocal = 1.0f / scale;
+    const float inverse = reciprocal <= 0x1.fffffep127f ? reciprocal : 0.0f;
+    const uint16_t bits = f32_to_f16(scale);
+    std::memcpy(blocks, &bits, sizeof(bits));
+    int32_t code[kGgmlQ8Columns];
+    for (int64_t j = 0; j < kGgmlQ8Columns; ++j) {
+      const float scaled = values[j] * inverse;
+      const auto whole = static_cast<int32_t>(scaled);
+      const float rest = scaled - static_cast<float>(whole);
+      code[j] = whole + static_cast<int32_t>(rest >= 0.5f) - static_cast<int32_t>(rest <= -0.5f);
+    }
+    for (int64_t j = 0; j < kGgmlQ8Columns; ++j) blocks[2 + j] = static_cast<uint8_t>(code[j]);
   }
 }
 

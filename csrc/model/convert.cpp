@@ -1,37 +1,18 @@
 #include "model/convert.h"
 
 #include <algorithm>
-#include <cmath>
 
+#include "format/ggml_blocks.h"
 #include "ops/gemm.h"
+#include "ops/value_errors.h"
 
 namespace qn {
 
 namespace {
 
-// Adds the errors of `now` against `old`; eight running sums, so that the loop vectorises and its order is fixed.
-void add_errors(ConvertErrors& errors, const float* now, const float* old, int64_t count) {
-  constexpr int kLanes = 8;
-  double squared_error[kLanes] = {}, squares[kLanes] = {};
-  float largest[kLanes] = {};
-  const auto add = [&](int lane, int64_t i) {
-    const float error = now[i] - old[i];
-    squared_error[lane] += double(error) * double(error);
-    squares[lane] += double(old[i]) * double(old[i]);
-    const float magnitude = std::fabs(error);
-    largest[lane] = magnitude > largest[lane] ? magnitude : largest[lane];
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) add(lane, i + lane);
-  }
-  for (; i < count; ++i) add(0, i);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    errors.squared_error += squared_error[lane];
-    errors.squares += squares[lane];
-    errors.largest_error = std::max(errors.largest_error, largest[lane]);
-  }
-}
+// Elements a thread converts at a time: what lies between reading and the result stays in its caches.
+constexpr int64_t kTile = 32 << 10;
+static_assert(kPiece % kTile == 0);
 
 // Blocks whose scale has fewer than four significant bits, or none although a value is not zero.
 int64_t count_subnormal(const uint8_t* scales, const float* values, int64_t blocks) {
@@ -57,74 +38,91 @@ void read_any(const SourceReader& reader, const PieceScratch& scratch, const Ten
 // work(begin, end, scratch, piece) over a range on all threads.
 template <typename Work>
 void in_pieces(int64_t range_begin, int64_t range_end, const Cpu& cpu, Work&& work) {
-  cpu.pool.run(range_end - range_begin, kPiece, [&](int64_t begin, int64_t end, int worker) {
+  cpu.pool.run(range_end - range_begin, kTile, [&](int64_t begin, int64_t end, int worker) {
     cpu.check_cancelled();
-    work(range_begin + begin, range_begin + end, PieceScratch(cpu, worker), static_cast<size_t>(begin / kPiece));
+    work(range_begin + begin, range_begin + end, PieceScratch(cpu, worker), static_cast<size_t>(begin / kTile));
   });
 }
 
-size_t pieces_of(int64_t begin, int64_t end) { return static_cast<size_t>((end - begin + kPiece - 1) / kPiece); }
+size_t pieces_of(int64_t begin, int64_t end) { return static_cast<size_t>((end - begin + kTile - 1) / kTile); }
 
-// Where the codes and scales of an element go.
-struct PackedPlace {
-  PackedPlace(const ConvertArgs& args, int64_t element)
-      : codes(args.codes + (element - args.begin) / 2), scales(args.scales + (element - args.begin) / kBlockSize) {}
-  uint8_t *codes, *scales;
+// Where the codes and scales of a tile go: to their place, or to scratch, of which blocks are made in the end.
+struct PackedTile {
+  PackedTile(const ConvertArgs& args, const PieceScratch& scratch, int64_t begin, int64_t end) : count(end - begin) {
+    if (args.layout == Layout::kGgmlNvfp4) {
+      codes = scratch.more;
+      scales = scratch.more + kTile / 2;
+      blocks = args.out + (begin - args.begin) / kGgmlNvfp4Columns * kGgmlNvfp4Bytes;
+    } else {
+      codes = args.out + (begin - args.begin) / 2;
+      scales = args.out + (args.end - args.begin) / 2 + (begin - args.begin) / kBlockSize;
+    }
+  }
+  void finish() const {
+    if (blocks) pack_ggml_nvfp4(blocks, codes, scales, count);
+  }
+  int64_t count;
+  uint8_t *codes, *scales, *blocks = nullptr;
 };
 
-ConvertErrors copy_piece(const SourceReader& reader, const ConvertArgs& args, const PieceScratch& scratch,
-                         int64_t begin, int64_t end) {
-  const PackedPlace out(args, begin);
+ConvertErrors copy_packed(const SourceReader& reader, const ConvertArgs& args, const PieceScratch& scratch,
+                          int64_t begin, int64_t end) {
+  const PackedTile out(args, scratch, begin, end);
   reader.read_packed(out.codes, out.scales, args.tensor, args.source->codes, args.source->scales, begin, end,
                      scratch.raw);
-  ConvertErrors errors;
-  errors.subnormal_scales = std::count_if(out.scales, out.scales + (end - begin) / kBlockSize,
-                                          [](uint8_t scale) { return scale > 0 && scale < 8; });
-  return errors;
+  out.finish();
+  const auto is_subnormal = [](uint8_t scale) { return scale > 0 && scale < 8; };
+  return {{}, std::count_if(out.scales, out.scales + out.count / kBlockSize, is_subnormal)};
 }
 
-ConvertErrors quantize_values(const ConvertArgs& args, const PieceScratch& scratch, int64_t begin, int64_t end,
-                              const Cpu& cpu) {
-  const PackedPlace out(args, begin);
-  const int64_t count = end - begin;
-  quantize_piece(out.codes, out.scales, scratch.values, count, args.global_scale, args.scale_rule, cpu.isa);
-  linear_kernels(cpu.isa).decode_nvfp4(scratch.decoded, out.codes, out.scales, args.global_scale, count, false);
-  ConvertErrors errors;
-  add_errors(errors, scratch.decoded, scratch.values, count);
-  errors.subnormal_scales = count_subnormal(out.scales, scratch.values, count / kBlockSize);
-  return errors;
+ConvertErrors quantize_values(const SourceReader& reader, const ConvertArgs& args, const PieceScratch& scratch,
+                              int64_t begin, int64_t end, const Cpu& cpu) {
+  read_any(reader, scratch, args.tensor, *args.source, begin, end);
+  const PackedTile out(args, scratch, begin, end);
+  quantize_piece(out.codes, out.scales, scratch.values, out.count, args.global_scale, args.scale_rule, cpu.isa);
+  linear_kernels(cpu.isa).decode_nvfp4(scratch.decoded, out.codes, out.scales, args.global_scale, out.count, false);
+  out.finish();
+  return {value_errors(scratch.decoded, scratch.values, out.count, cpu.isa),
+          count_subnormal(out.scales, scratch.values, out.count / kBlockSize)};
 }
 
-ConvertErrors narrow_values(const ConvertArgs& args, const PieceScratch& scratch, int64_t begin, int64_t end,
-                            const Cpu& cpu) {
+// Values that are stored already as they shall be are read to where they go.
+ConvertErrors convert_dense(const SourceReader& reader, const ConvertArgs& args, const PieceScratch& scratch,
+                            int64_t begin, int64_t end, const Cpu& cpu) {
+  const FileRange& stored = args.source->values;
   const DType dtype = dtype_of(args.storage);
-  uint8_t* out = args.values + (begin - args.begin) * dtype_bytes(dtype);
-  narrow(out, scratch.values, args.storage, end - begin, {args.tensor.name, begin, args.tensor.cols});
-  widen(scratch.decoded, out, dtype, end - begin, linear_kernels(cpu.isa));
-  ConvertErrors errors;
-  add_errors(errors, scratch.decoded, scratch.values, end - begin);
-  return errors;
+  const int64_t at = begin - args.begin, count = end - begin;
+  const PieceName name{args.tensor.name, begin, args.tensor.cols};
+  if (args.layout == Layout::kGgmlQ8) {
+    uint8_t* blocks = args.out + at / kGgmlQ8Columns * kGgmlQ8Bytes;
+    read_any(reader, scratch, args.tensor, *args.source, begin, end);
+    narrow_q8(blocks, scratch.values, count, name);
+    unpack_ggml_q8_0(scratch.decoded, blocks, count);
+  } else if (uint8_t* out = args.out + at * dtype_bytes(dtype);
+             !args.source->packed && stored.layout == Layout::kPlain && stored.dtype == dtype) {
+    reader.read_stored(out, args.tensor, stored, begin, end);
+    return {};
+  } else {
+    read_any(reader, scratch, args.tensor, *args.source, begin, end);
+    narrow(out, scratch.values, args.storage, count, name, linear_kernels(cpu.isa));
+    widen(scratch.decoded, out, dtype, count, linear_kernels(cpu.isa));
+  }
+  return {value_errors(scratch.decoded, scratch.values, count, cpu.isa), 0};
 }
 
 }  // namespace
 
 void ConvertErrors::add(const ConvertErrors& other) {
-  squared_error += other.squared_error;
-  squares += other.squares;
-  largest_error = std::max(largest_error, other.largest_error);
+  values.add(other.values);
   subnormal_scales += other.subnormal_scales;
 }
 
 ConvertErrors convert_range(const SourceReader& reader, const ConvertArgs& args, const Cpu& cpu) {
   std::vector<ConvertErrors> pieces(pieces_of(args.begin, args.end));
   in_pieces(args.begin, args.end, cpu, [&](int64_t begin, int64_t end, const PieceScratch& scratch, size_t piece) {
-    if (args.copies) {
-      pieces[piece] = copy_piece(reader, args, scratch, begin, end);
-      return;
-    }
-    read_any(reader, scratch, args.tensor, *args.source, begin, end);
-    pieces[piece] = args.storage == Storage::kNvfp4 ? quantize_values(args, scratch, begin, end, cpu)
-                                                    : narrow_values(args, scratch, begin, end, cpu);
+    pieces[piece] = args.copies                       ? copy_packed(reader, args, scratch, begin, end)
+                    : args.storage == Storage::kNvfp4 ? quantize_values(reader, args, scratch, begin, end, cpu)
+                                                      : convert_dense(reader, args, scratch, begin, end, cpu);
   });
   ConvertErrors errors;
   for (const ConvertErrors& piece : pieces) errors.add(piece);
@@ -135,8 +133,12 @@ float amax_of_range(const SourceReader& reader, const TensorExtent& tensor, cons
                     int64_t end, const Cpu& cpu) {
   std::vector<float> pieces(pieces_of(begin, end));
   in_pieces(begin, end, cpu, [&](int64_t first, int64_t last, const PieceScratch& scratch, size_t piece) {
-    read_any(reader, scratch, tensor, source, first, last);
-    pieces[piece] = largest_magnitude(scratch.values, last - first);
+    if (!source.packed) {
+      pieces[piece] = reader.read_largest(scratch, tensor, source.values, first, last);
+      return;
+    }
+    reader.read_decoded(scratch, tensor, source, first, last);
+    pieces[piece] = largest_magnitude(scratch.values, DType::kF32, last - first);
   });
   return pieces.empty() ? 0.0f : *std::max_element(pieces.begin(), pieces.end());
 }
@@ -150,7 +152,7 @@ RangeDifference compare_ranges(const SourceReader& reader_a, const TensorSource&
     read_any(reader_a, scratch, tensor, a, first, last);
     std::copy_n(scratch.values, count, scratch.decoded);
     read_any(reader_b, scratch, tensor, b, first, last);
-    add_errors(pieces[piece].errors, scratch.values, scratch.decoded, count);
+    pieces[piece].errors = value_errors(scratch.values, scratch.decoded, count, cpu.isa);
     for (int64_t i = 0; i < count; ++i) pieces[piece].different += scratch.values[i] != scratch.decoded[i];
   });
   RangeDifference sum;

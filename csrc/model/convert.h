@@ -6,6 +6,7 @@
 
 #include "core/cpu.h"
 #include "model/source_reader.h"
+#include "ops/value_errors.h"
 #include "ops/weight_view.h"
 
 namespace qn {
@@ -14,19 +15,20 @@ struct ConvertArgs {
   TensorExtent tensor;
   const TensorSource* source;
   int64_t begin, end;
-  // The form: dense, or NVFP4 under `global_scale`. With `copies` a packed source keeps its codes and scales.
+  // The form: dense, or NVFP4 under `global_scale`; plain, or NVFP4 and f32 in the blocks of a GGUF. With `copies` a
+  // packed source keeps its codes and scales.
   Storage storage;
+  Layout layout;
   bool copies;
   float global_scale;
   ScaleRule scale_rule;
-  // Out: bytes of [begin, end), values or codes u8[count / 2] and scales e4m3[count / 16].
-  uint8_t *values, *codes, *scales;
+  // Out: bytes of [begin, end): values or blocks, or codes u8[count / 2] and after them scales e4m3[count / 16].
+  uint8_t* out;
 };
 
 // What became of the values of a range: error = new − old.
 struct ConvertErrors {
-  double squared_error = 0, squares = 0;
-  float largest_error = 0;
+  ValueErrors values;
   int64_t subnormal_scales = 0;  // blocks that are not zero under a scale below 2^-6
 
   void add(const ConvertErrors& other);
@@ -41,7 +43,7 @@ float amax_of_range(const SourceReader& reader, const TensorExtent& tensor, cons
 
 // How the values of two sources differ: error = b − a.
 struct RangeDifference {
-  ConvertErrors errors;
+  ValueErrors errors;
   int64_t different = 0;  // elements
 };
 RangeDifference compare_ranges(const SourceReader& reader_a, const TensorSource& a, const SourceReader& reader_b,

@@ -8,6 +8,7 @@
 #include "core/status.h"
 #include "model/slab.h"
 #include "model/source_reader.h"
+#include "ops/gemm.h"
 
 namespace qn {
 
@@ -150,23 +151,22 @@ class Loader {
   void load_dense(Parameter& p, const TensorSource& source) {
     const bool same = source.values.layout == Layout::kPlain && storage_of(source.values.dtype) == p.storage;
     fill(p, source.values.bytes, false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
-      uint8_t* out = slab.dense(begin);
-      const PieceName name{p.name, begin, p.cols};
-      if (same) {
-        reader_.read(out, source.values, begin, end);
-        check_finite(out, source.values.dtype, end - begin, name);
-      } else {
-        reader_.read_values(scratch.values, extent_of(p), source.values, begin, end, scratch.raw);
-        narrow(out, scratch.values, p.storage, end - begin, name);
-      }
+      if (same) return reader_.read_stored(slab.dense(begin), extent_of(p), source.values, begin, end);
+      reader_.read_values(scratch.values, extent_of(p), source.values, begin, end, scratch.raw);
+      narrow_values(p, begin, end, slab, scratch);
     });
   }
 
   void dequantize(Parameter& p, const TensorSource& source) {
     fill(p, packed_bytes(source), false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
       reader_.read_decoded(scratch, extent_of(p), source, begin, end);
-      narrow(slab.dense(begin), scratch.values, p.storage, end - begin, {p.name, begin, p.cols});
+      narrow_values(p, begin, end, slab, scratch);
     });
+  }
+
+  void narrow_values(const Parameter& p, int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) const {
+    const PieceName name{p.name, begin, p.cols};
+    narrow(slab.dense(begin), scratch.values, p.storage, end - begin, name, linear_kernels(cpu_.isa));
   }
 
   void quantize(Parameter& p, const TensorSource& source) {
@@ -174,8 +174,8 @@ class Loader {
     if (options_.two_level) {
       std::atomic<uint32_t> largest{0};
       scan(p, source.values.bytes, [&](int64_t begin, int64_t end, PieceScratch scratch) {
-        reader_.read_values(scratch.values, extent_of(p), source.values, begin, end, scratch.raw);
-        const auto bits = std::bit_cast<uint32_t>(largest_magnitude(scratch.values, end - begin));
+        const float found = reader_.read_largest(scratch, extent_of(p), source.values, begin, end);
+        const auto bits = std::bit_cast<uint32_t>(found);
         uint32_t seen = largest.load(std::memory_order_relaxed);
         while (seen < bits && !largest.compare_exchange_weak(seen, bits, std::memory_order_relaxed)) {
         }

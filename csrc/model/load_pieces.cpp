@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "core/status.h"
+#include "format/ggml_blocks.h"
 #include "ops/quantize.h"
 
 namespace qn {
@@ -23,18 +25,24 @@ uint16_t finite_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
 }
 
-// The bits of |x| order like the magnitudes, with infinities and NaNs on top: one integer maximum finds them all.
-bool all_finite(const void* values, DType dtype, int64_t count) {
+// The bits of |x| order like the magnitudes, with infinities and NaNs on top: one integer maximum finds them all. Those
+// of 16 bits are the upper half of the result.
+uint32_t largest_bits(const void* values, DType dtype, int64_t count) {
   if (dtype == DType::kF32) {
     const auto* bits = static_cast<const uint32_t*>(values);
     uint32_t largest = 0;
     for (int64_t i = 0; i < count; ++i) largest = std::max(largest, bits[i] & 0x7fffffffu);
-    return largest < 0x7f800000u;
+    return largest;
   }
-  const auto* bits = static_cast<const uint16_t*>(values);
-  uint16_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<uint16_t>(bits[i] & 0x7fffu));
-  return largest < (dtype == DType::kF16 ? 0x7c00 : 0x7f80);
+  // Signed, because every x86-64 has a maximum of such words.
+  const auto* bits = static_cast<const int16_t*>(values);
+  int16_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, static_cast<int16_t>(bits[i] & 0x7fff));
+  return static_cast<uint32_t>(largest) << 16;
+}
+
+bool all_finite(const void* values, DType dtype, int64_t count) {
+  return largest_bits(values, dtype, count) < (dtype == DType::kF16 ? 0x7c000000u : 0x7f800000u);
 }
 
 [[noreturn]] void fail_at(Code code, const char* what, double value, const PieceName& name, int64_t i,
@@ -73,7 +81,8 @@ void widen(float* out, const void* in, DType dtype, int64_t count, const LinearK
   (dtype == DType::kF16 ? kernels.decode_f16 : kernels.decode_bf16)(out, bits, count);
 }
 
-void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name) {
+void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name,
+            const LinearKernels& kernels) {
   if (form == Storage::kF32) {
     if (out != in) std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));
     return;
@@ -82,7 +91,7 @@ void narrow(void* out, const float* in, Storage form, int64_t count, const Piece
   if (form == Storage::kBF16) {
     for (int64_t i = 0; i < count; ++i) bits[i] = finite_to_bf16(in[i]);
   } else {
-    for (int64_t i = 0; i < count; ++i) bits[i] = f32_to_f16(in[i]);
+    kernels.encode_f16(bits, in, count);
   }
   const DType dtype = form == Storage::kBF16 ? DType::kBF16 : DType::kF16;
   if (all_finite(bits, dtype, count)) return;
@@ -91,6 +100,17 @@ void narrow(void* out, const float* in, Storage form, int64_t count, const Piece
     if (!(value - value == 0)) {
       fail_at(Code::kNonFiniteWeight, "a value too large for its 16 bits,", static_cast<double>(in[i]), name, i,
               "column");
+    }
+  }
+}
+
+void narrow_q8(uint8_t* blocks, const float* in, int64_t count, const PieceName& name) {
+  pack_ggml_q8_0(blocks, in, count);
+  for (int64_t i = 0; i < count; i += kGgmlQ8Columns, blocks += kGgmlQ8Bytes) {
+    if (blocks[1] != 0x7c) continue;  // the upper byte of an infinity
+    for (int64_t j = i; j < i + kGgmlQ8Columns; ++j) {
+      if (std::fabs(in[j]) < 127.0f * 65504.0f) continue;
+      fail_at(Code::kNonFiniteWeight, "a value too large for Q8_0,", static_cast<double>(in[j]), name, j, "column");
     }
   }
 }
@@ -119,16 +139,12 @@ void quantize_piece(uint8_t* codes, uint8_t* scales, const float* x, int64_t cou
   args.global_scale = global_scale;
   args.rounding = Rounding::kNearestEven;
   args.scale_rule = rule;
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return quantize_nvfp4_rows_avx512(args, 0, args.N);
-#endif
-  quantize_nvfp4_rows(args, 0, args.N);
+  quantize_nvfp4_rows(args, 0, args.N, isa);
 }
 
-float largest_magnitude(const float* x, int64_t count) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu);
-  return std::bit_cast<float>(largest);
+float largest_magnitude(const void* values, DType dtype, int64_t count) {
+  const uint32_t bits = largest_bits(values, dtype, count);
+  return dtype == DType::kF16 ? f16_to_f32(static_cast<uint16_t>(bits >> 16)) : std::bit_cast<float>(bits);
 }
 
 }  // namespace qn

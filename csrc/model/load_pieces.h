@@ -26,7 +26,10 @@ void check_scales(const uint8_t* scales, int64_t count, const PieceName& name);
 // kF32, kF16 or kBF16 to f32, exact. in and out may be the same memory only for kF32.
 void widen(float* out, const void* in, DType dtype, int64_t count, const LinearKernels& kernels);
 // Finite f32 to f32, f16 or bf16, to nearest even. Error(kNonFiniteWeight) where a finite value overflows f16.
-void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name);
+void narrow(void* out, const float* in, Storage form, int64_t count, const PieceName& name,
+            const LinearKernels& kernels);
+// Finite f32 to blocks of Q8_0. Error(kNonFiniteWeight) where a block needs a scale that f16 has not.
+void narrow_q8(uint8_t* blocks, const float* in, int64_t count, const PieceName& name);
 // kF16 or kF32 scales to the E4M3 bytes of the same values. Error(kInvalidArgument) names the first value that E4M3 has
 // not, Error(kNonFiniteWeight) the first NaN or negative one.
 void encode_scales(uint8_t* out, const void* in, DType dtype, int64_t count, const PieceName& name);
@@ -35,7 +38,7 @@ void encode_scales(uint8_t* out, const void* in, DType dtype, int64_t count, con
 void quantize_piece(uint8_t* codes, uint8_t* scales, const float* x, int64_t count, float global_scale, ScaleRule rule,
                     Isa isa);
 
-// max |x|; the values are finite.
-float largest_magnitude(const float* x, int64_t count);
+// max |x| of kF32, kF16 or kBF16; the values are finite.
+float largest_magnitude(const void* values, DType dtype, int64_t count);
 
 }  // namespace qn

@@ -122,6 +122,12 @@ void SourceReader::read_scales(uint8_t* out, const TensorExtent& tensor, const F
   }
 }
 
+void SourceReader::read_stored(void* out, const TensorExtent& tensor, const FileRange& range, int64_t begin,
+                               int64_t end) const {
+  read(out, range, begin, end);
+  check_finite(out, range.dtype, end - begin, {tensor.name, begin, tensor.cols});
+}
+
 void SourceReader::read_values(float* out, const TensorExtent& tensor, const FileRange& range, int64_t begin,
                                int64_t end, uint8_t* raw) const {
   if (range.layout == Layout::kGgmlQ8) {
@@ -130,9 +136,18 @@ void SourceReader::read_values(float* out, const TensorExtent& tensor, const Fil
     return check_finite(out, DType::kF32, end - begin, {tensor.name, begin, tensor.cols});
   }
   void* in = range.dtype == DType::kF32 ? static_cast<void*>(out) : raw;
-  read(in, range, begin, end);
-  check_finite(in, range.dtype, end - begin, {tensor.name, begin, tensor.cols});
+  read_stored(in, tensor, range, begin, end);
   widen(out, in, range.dtype, end - begin, kernels_);
+}
+
+float SourceReader::read_largest(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& range,
+                                 int64_t begin, int64_t end) const {
+  if (range.layout == Layout::kPlain) {
+    read_stored(scratch.raw, tensor, range, begin, end);
+    return largest_magnitude(scratch.raw, range.dtype, end - begin);
+  }
+  read_values(scratch.values, tensor, range, begin, end, scratch.raw);
+  return largest_magnitude(scratch.values, DType::kF32, end - begin);
 }
 
 void SourceReader::read_decoded(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source,

@@ -47,9 +47,14 @@ class SourceReader {
   // Codes and E4M3 scales of elements [begin, end), straight from the file or through `raw`.
   void read_packed(uint8_t* code_bytes, uint8_t* scale_bytes, const TensorExtent& tensor, const FileRange& codes,
                    const FileRange& scales, int64_t begin, int64_t end, uint8_t* raw) const;
+  // The finite values of a plain range, as they are stored.
+  void read_stored(void* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end) const;
   // Dense values as f32: straight from the file, or through `raw`.
   void read_values(float* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
                    uint8_t* raw) const;
+  // max |x| of dense values.
+  float read_largest(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& range, int64_t begin,
+                     int64_t end) const;
   // scratch.values = the values of a packed source, with its residual.
   void read_decoded(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source, int64_t begin,
                     int64_t end) const;

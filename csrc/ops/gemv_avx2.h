@@ -64,5 +64,14 @@ static inline void store_f32(float* p, int64_t lanes, __m256 value) {
   else if (lanes > 0)
     _mm256_maskstore_ps(p, first(lanes), value);
 }
+static inline void store_halves(uint16_t* p, int64_t lanes, __m128i value) {
+  if (lanes >= 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), value);
+    return;
+  }
+  alignas(16) uint16_t part[8];
+  _mm_store_si128(reinterpret_cast<__m128i*>(part), value);
+  for (int64_t i = 0; i < lanes; ++i) p[i] = part[i];
+}
 
 }  // namespace qn

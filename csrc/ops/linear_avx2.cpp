@@ -140,6 +140,13 @@ void decode_bf16(float* out, const uint16_t* source, int64_t count) {
   for (int64_t k = 0; k < count; k += 8) store_f32(out + k, count - k, load_bf16(source + k, count - k));
 }
 
+void encode_f16(uint16_t* out, const float* source, int64_t count) {
+  for (int64_t k = 0; k < count; k += 8) {
+    const __m128i halves = _mm256_cvtps_ph(load_f32(source + k, count - k), _MM_FROUND_TO_NEAREST_INT);
+    store_halves(out + k, count - k, halves);
+  }
+}
+
 }  // namespace
 
 const LinearKernels kLinearAvx2 = {
@@ -152,6 +159,7 @@ const LinearKernels kLinearAvx2 = {
     .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
+    .encode_f16 = encode_f16,
     .gemv_tokens = kGemvTokensAvx2,
     .gemv_chunk = kGemvChunkAvx2,
     .order = gemv_order_avx2,

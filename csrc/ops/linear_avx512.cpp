@@ -162,6 +162,14 @@ void decode_bf16(float* out, const uint16_t* source, int64_t count) {
   }
 }
 
+void encode_f16(uint16_t* out, const float* source, int64_t count) {
+  for (int64_t k = 0; k < count; k += 16) {
+    const __mmask16 lanes = first(count - k);
+    const __m256i halves = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(lanes, source + k), _MM_FROUND_TO_NEAREST_INT);
+    _mm256_mask_storeu_epi16(out + k, lanes, halves);
+  }
+}
+
 }  // namespace
 
 const LinearKernels kLinearAvx512 = {
@@ -174,6 +182,7 @@ const LinearKernels kLinearAvx512 = {
     .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
+    .encode_f16 = encode_f16,
     .gemv_tokens = kGemvTokensAvx512,
     .gemv_chunk = kGemvChunkAvx512,
     .order = gemv_order_avx512,

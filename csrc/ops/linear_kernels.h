@@ -44,6 +44,8 @@ struct LinearKernels {
                       int64_t count);
   void (*decode_f16)(float* out, const uint16_t* source, int64_t count);
   void (*decode_bf16)(float* out, const uint16_t* source, int64_t count);
+  // Finite values to nearest even; what is too large becomes an infinity.
+  void (*encode_f16)(uint16_t* out, const float* source, int64_t count);
 
   // Matrix-vector products for T in [1, gemv_tokens], rows [begin, end) of the weight; none when gemv_tokens is 0.
   // Every (token, row) has its own fixed order of additions, the same for all T.

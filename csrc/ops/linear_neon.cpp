@@ -139,6 +139,13 @@ void decode_bf16(float* out, const uint16_t* source, int64_t count) {
   for (int64_t k = 0; k < count; k += 4) store_f32(out + k, count - k, widen_bf16(load_halves(source + k, count - k)));
 }
 
+void encode_f16(uint16_t* out, const float* source, int64_t count) {
+  for (int64_t k = 0; k < count; k += 4) {
+    const float16x4_t halves = vcvt_f16_f32(load_f32(source + k, count - k));
+    store_halves(out + k, count - k, vreinterpret_u16_f16(halves));
+  }
+}
+
 }  // namespace
 
 const LinearKernels kLinearNeon = {
@@ -151,6 +158,7 @@ const LinearKernels kLinearNeon = {
     .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
+    .encode_f16 = encode_f16,
     .gemv_tokens = kGemvTokensNeon,
     .gemv_chunk = kGemvChunkNeon,
     .order = gemv_order_neon,

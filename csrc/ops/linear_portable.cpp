@@ -82,6 +82,10 @@ void decode_bf16(float* out, const uint16_t* source, int64_t count) {
   for (int64_t k = 0; k < count; ++k) out[k] = bf16_to_f32(source[k]);
 }
 
+void encode_f16(uint16_t* out, const float* source, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) out[k] = f32_to_f16(source[k]);
+}
+
 }  // namespace
 
 const LinearKernels kLinearPortable = {
@@ -94,6 +98,7 @@ const LinearKernels kLinearPortable = {
     .decode_bnb4 = decode_bnb4,
     .decode_f16 = decode_f16,
     .decode_bf16 = decode_bf16,
+    .encode_f16 = encode_f16,
     .gemv_tokens = 0,
     .gemv_chunk = 0,
     .order = nullptr,

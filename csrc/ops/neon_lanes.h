@@ -38,6 +38,16 @@ static inline uint16x4_t load_halves(const uint16_t* p, int64_t lanes) {
   return value;
 }
 
+static inline void store_halves(uint16_t* p, int64_t lanes, uint16x4_t value) {
+  if (lanes >= 4) {
+    vst1_u16(p, value);
+    return;
+  }
+  if (lanes > 0) vst1_lane_u16(p, value, 0);
+  if (lanes > 1) vst1_lane_u16(p + 1, value, 1);
+  if (lanes > 2) vst1_lane_u16(p + 2, value, 2);
+}
+
 static inline float32x4_t widen_f16(uint16x4_t halves) { return vcvt_f32_f16(vreinterpret_f16_u16(halves)); }
 static inline float32x4_t widen_bf16(uint16x4_t halves) { return vreinterpretq_f32_u32(vshll_n_u16(halves, 16)); }
 

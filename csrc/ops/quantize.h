@@ -69,8 +69,14 @@ struct DequantizeTileCuda {
 void dequantize_tile_cuda(const DequantizeTileCuda& args, CudaStream stream);
 #endif
 
+// The rows of quantize_nvfp4_rows() and dequantize_nvfp4_rows() by the kernels of an instruction set, one thread.
+void quantize_nvfp4_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, Isa isa);
+void dequantize_nvfp4_rows(const DequantizeArgs& args, int64_t row_begin, int64_t row_end, Isa isa);
+
 #if defined(__x86_64__)
 // Nearest-even rounding only, any scale rule.
+void quantize_nvfp4_rows_avx2(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
+void dequantize_nvfp4_rows_avx2(const DequantizeArgs& args, int64_t row_begin, int64_t row_end);
 void quantize_nvfp4_rows_avx512(const QuantizeArgs& args, int64_t row_begin, int64_t row_end);
 void dequantize_nvfp4_rows_avx512(const DequantizeArgs& args, int64_t row_begin, int64_t row_end);
 #endif

@@ -9,7 +9,7 @@ namespace qn {
 namespace {
 
 // t / scale rounded to E2M1, one code a lane.
-__m512i block_codes(__m512 t, uint8_t scale) {
+QN_BLOCK_CODE inline __m512i block_codes(__m512 t, uint8_t scale) {
   if (scale == 0) return _mm512_setzero_si512();
   const __m512 value = _mm512_div_ps(t, _mm512_set1_ps(e4m3_to_f32(scale)));
   const __m512 a = _mm512_abs_ps(value);
@@ -34,7 +34,7 @@ __m512 decode(__m512i codes) {
 }
 
 // nvfp4_block_error(): the same tree, 8 + 8, 4 + 4, 2 + 2, 1 + 1.
-float block_error(__m512 t, __m512i codes, uint8_t scale) {
+QN_BLOCK_CODE inline float block_error(__m512 t, __m512i codes, uint8_t scale) {
   const __m512 error = _mm512_sub_ps(_mm512_mul_ps(decode(codes), _mm512_set1_ps(e4m3_to_f32(scale))), t);
   const __m512 squared = _mm512_mul_ps(error, error);
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(squared), _mm512_extractf32x8_ps(squared, 1));
@@ -56,8 +56,10 @@ Block quantize_block(__m512 t, ScaleRule rule) {
   }
   const uint8_t six = nvfp4_amax_scale(amax), four = f32_to_e4m3(amax / 4.0f);
   const __m512i six_codes = block_codes(t, six), four_codes = block_codes(t, four);
-  return block_error(t, four_codes, four) < block_error(t, six_codes, six) ? Block{four_codes, four}
-                                                                           : Block{six_codes, six};
+  // Selected, not branched to: which one is better nobody can predict, and a wrong guess costs more than both.
+  const uint32_t use_four = 0u - uint32_t(block_error(t, four_codes, four) < block_error(t, six_codes, six));
+  return {_mm512_mask_mov_epi32(six_codes, static_cast<__mmask16>(use_four), four_codes),
+          static_cast<uint8_t>(six ^ ((six ^ four) & use_four))};
 }
 
 void store_codes(uint8_t* out, __m512i codes) {

@@ -33,25 +33,35 @@ void refuse_nonfinite(const float* x, int64_t N, int64_t K, int64_t first_row) {
 
 }  // namespace
 
+void quantize_nvfp4_rows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end, Isa isa) {
+#if defined(__x86_64__)
+  if (args.rounding == Rounding::kNearestEven) {
+    if (isa == Isa::kAvx512) return quantize_nvfp4_rows_avx512(args, row_begin, row_end);
+    if (isa == Isa::kAvx2) return quantize_nvfp4_rows_avx2(args, row_begin, row_end);
+  }
+#endif
+  quantize_nvfp4_rows(args, row_begin, row_end);
+}
+
+void dequantize_nvfp4_rows(const DequantizeArgs& args, int64_t row_begin, int64_t row_end, Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return dequantize_nvfp4_rows_avx512(args, row_begin, row_end);
+  if (isa == Isa::kAvx2) return dequantize_nvfp4_rows_avx2(args, row_begin, row_end);
+#endif
+  dequantize_nvfp4_rows(args.out, args.codes, args.scales, args.global_scale, args.K, row_begin, row_end);
+}
+
 void quantize_nvfp4_cpu(const QuantizeArgs& args, const Cpu& cpu) {
   cpu.pool.run(args.N, rows_per_piece(args.K), [&](int64_t begin, int64_t end, int) {
     cpu.check_cancelled();
-#if defined(__x86_64__)
-    if (cpu.isa == Isa::kAvx512 && args.rounding == Rounding::kNearestEven) {
-      return quantize_nvfp4_rows_avx512(args, begin, end);
-    }
-#endif
-    quantize_nvfp4_rows(args, begin, end);
+    quantize_nvfp4_rows(args, begin, end, cpu.isa);
   });
 }
 
 void dequantize_nvfp4_cpu(const DequantizeArgs& args, const Cpu& cpu) {
   cpu.pool.run(args.N, rows_per_piece(args.K), [&](int64_t begin, int64_t end, int) {
     cpu.check_cancelled();
-#if defined(__x86_64__)
-    if (cpu.isa == Isa::kAvx512) return dequantize_nvfp4_rows_avx512(args, begin, end);
-#endif
-    dequantize_nvfp4_rows(args.out, args.codes, args.scales, args.global_scale, args.K, begin, end);
+    dequantize_nvfp4_rows(args, begin, end, cpu.isa);
   });
 }
 

@@ -10,10 +10,12 @@ import { openDevice } from '../native-call'
 import { copyCompanions, writeDirectoryFiles } from './directory-files'
 import { checkConvert, type CheckedConvert } from './options'
 import { fusedGroup, namesOf, planTensors, type PlannedTensor } from './plan'
+import { GlobalScales, needsScan } from './global-scales'
 import { ggufMetadata } from './gguf-metadata'
+import { RangeQueue, sourceBytes, type ConversionRun } from './range-queue'
 import { FileSink, ShardSink, type TensorSink } from './sinks'
 import { Staging } from './staging'
-import { GlobalScales, needsScan, sourceBytes, TensorConversion, type ConversionRun } from './tensor-conversion'
+import { TensorConversion } from './tensor-conversion'
 import { verifyWritten } from './verify-written'
 
 /** Share of small block scales in a one-level tensor from which on a warning is due. */
@@ -95,9 +97,10 @@ async function writeTensors(
     onRead: (tensor, count) => progress.add('convert', tensor, count),
   }
   const globalScales = new GlobalScales(run, tensors)
+  const ranges = new RangeQueue(run, tensors, globalScales)
   const reports: ConvertedTensor[] = []
   for (const tensor of tensors) {
-    const conversion = new TensorConversion(run, tensor, await globalScales.of(tensor))
+    const conversion = new TensorConversion(run, ranges, tensor, await globalScales.of(tensor))
     for (const part of tensor.parts) await sink.write(part, conversion.read(part))
     reports.push(conversion.report())
   }

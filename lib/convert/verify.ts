@@ -10,7 +10,7 @@ import { openCheckpoint } from '../model/checkpoint'
 import { parameterSpecs, type ParameterSpec } from '../model/parameter-specs'
 import { native } from '../native'
 import { openDevice, runNative } from '../native-call'
-import { rangeElements, sourceBytes } from './tensor-conversion'
+import { rangeElements, sourceBytes } from './range-queue'
 
 const chunkBytes = 4 << 20
 
@@ -164,25 +164,24 @@ async function comparePacked(
 ): Promise<Found | undefined> {
   const count = rows * cols
   const target = { storage: 'nvfp4', copies: true, globalScale: 1, scaleRule: 'amax' } as const
+  const sides = [
+    { files: a.files, source: one, bytes: new Uint8Array((Math.min(rangeElements, count) * 9) / 16) },
+    { files: b.files, source: other, bytes: new Uint8Array((Math.min(rangeElements, count) * 9) / 16) },
+  ] as const
   for (let begin = 0; begin < count; begin += rangeElements) {
     const range = { count, cols, begin, end: Math.min(begin + rangeElements, count) }
-    const [x, y] = await Promise.all(
-      (
-        [
-          [a.files, one],
-          [b.files, other],
-        ] as const
-      ).map(([files, source]) =>
-        runNative(signal, (cancel) => native().convertRange(device, files, source, range, target, cancel)),
+    await Promise.all(
+      sides.map(({ files, source, bytes }) =>
+        runNative(signal, (cancel) => native().convertRange(device, files, source, range, target, bytes, cancel)),
       ),
     )
-    for (const [part, elements] of [
-      ['codes', 2],
-      ['scales', 16],
-    ] as const) {
-      const at = x![part]!.findIndex((byte, i) => byte !== y![part]![i])
-      if (at >= 0) return { kind: 'bits', message: `${part} differ from byte ${begin / elements + at} on` }
-    }
+    // Codes of this range, then its scales.
+    const codes = (range.end - begin) / 2
+    const [x, y] = sides.map(({ bytes }) => Buffer.from(bytes.buffer, 0, (codes * 9) / 8))
+    if (x!.equals(y!)) continue
+    const at = x!.findIndex((byte, i) => byte !== y![i])
+    const [part, first] = at < codes ? ['codes', begin / 2 + at] : ['scales', begin / 16 + at - codes]
+    return { kind: 'bits', message: `${part} differ from byte ${first} on` }
   }
   return undefined
 }

@@ -80,6 +80,12 @@ export class TensorReader<Entry extends TensorEntry> implements AsyncDisposable 
     return this.#chunks(this.entry(key), chunkBytes, checked, (length) => new Uint8Array(length))
   }
 
+  /** @internal Fills `target` from byte `begin` of a payload on, and gives it back. */
+  async readInto<Target extends Uint8Array>(key: string, begin: number, target: Target): Promise<Target> {
+    await this.#fill(this.entry(key), begin, target, undefined)
+    return target
+  }
+
   async close(): Promise<void> {
     if (this.#closed) return
     this.#closed = true
@@ -99,15 +105,20 @@ export class TensorReader<Entry extends TensorEntry> implements AsyncDisposable 
     this.#poll(signal)
     for (let done = 0; done < entry.bytes;) {
       const chunk = allocate(Math.min(chunkBytes, entry.bytes - done))
-      const onShort = (got: number) => {
-        const message = `became shorter while it was read: it ends at byte ${entry.offset + done + got}`
-        return this.#error(this.#codes.truncated, message, entry.key, entry.offset + done + got)
-      }
-      await readFully(this.#source, chunk, entry.offset + done, onShort, () => this.#poll(signal))
+      await this.#fill(entry, done, chunk, signal)
       done += chunk.length
       onProgress?.({ doneBytes: done, totalBytes: entry.bytes })
       yield chunk
     }
+  }
+
+  async #fill(entry: Entry, begin: number, target: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    const position = entry.offset + begin
+    const onShort = (got: number) => {
+      const message = `became shorter while it was read: it ends at byte ${position + got}`
+      return this.#error(this.#codes.truncated, message, entry.key, position + got)
+    }
+    await readFully(this.#source, target, position, onShort, () => this.#poll(signal))
   }
 
   #poll(signal: AbortSignal | undefined): void {

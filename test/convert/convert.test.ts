@@ -13,6 +13,7 @@ import {
 } from 'qwen3-nvfp4'
 import { packedTensors, writeModel } from '../support/checkpoints'
 import { denseConfig, writeDense } from '../support/dense-directory'
+import { isaLevels } from '../support/isa-levels'
 import { failure, listFolder, temporaryFolder } from '../support/files'
 import { decodeNvfp4 } from '../support/nvfp4-directories'
 
@@ -124,6 +125,34 @@ describe('convert to a .dat', () => {
     expect(to.get('1.self_attn.v_proj.weight')).toBe('bf16')
     expect(to.get('1.mlp.up_proj.weight')).toBe('bf16')
     expect(to.get('1.mlp.gate_proj.weight')).toBe('nvfp4')
+  })
+
+  test('gives the same bytes and errors with every instruction set', async () => {
+    const folder = temporaryFolder()
+    const source = await writeDense(join(folder, 'source'))
+    const before = process.env['QN_ISA']
+    try {
+      for (const options of [
+        {},
+        { scales: 'two-level', scaleRule: 'four-over-six' },
+        { weights: 'fp16' },
+      ] satisfies ConvertOptions[]) {
+        const made = []
+        for (const isa of isaLevels) {
+          process.env['QN_ISA'] = isa
+          const target = join(folder, `${isa}.dat`)
+          const { tensors } = await convert(source, target, { ...options, ...quiet })
+          made.push({ bytes: readFileSync(target), tensors })
+        }
+        for (const { bytes, tensors } of made) {
+          expect(bytes.equals(made[0]!.bytes)).toBe(true)
+          expect(tensors).toEqual(made[0]!.tensors)
+        }
+      }
+    } finally {
+      if (before === undefined) delete process.env['QN_ISA']
+      else process.env['QN_ISA'] = before
+    }
   })
 
   test('gives the same bytes with any number of threads, and over an older file', async () => {

@@ -113,6 +113,18 @@ describe('a GGUF that is written', () => {
     expect(tensors.find(({ name }) => name === 'model.norm.weight')).toMatchObject({ to: 'fp32', exact: true })
   })
 
+  test('in Q8_0 refuses a block whose scale fp16 has not, and names the value', async () => {
+    const folder = temporaryFolder()
+    const model = ggufModel('f32')
+    const tensor = model.parts.tensors.find(({ name }) => name === 'blk.0.attn_q.weight')!
+    tensor.data.set(Buffer.from(Float32Array.of(-9e6).buffer), 4 * (64 + 40))
+    const source = writeGguf(join(folder, 'source.gguf'), model.parts)
+    await expect(convert(source, join(folder, 'x.gguf'), { ...quiet, weights: 'q8_0' })).rejects.toMatchObject({
+      code: 'NON_FINITE_WEIGHT',
+      message: expect.stringContaining(`${q} holds a value too large for Q8_0, -9e+06 at row 1, column 40`),
+    })
+  })
+
   test('has the metadata that llama.cpp asks of a Qwen3', async () => {
     const folder = temporaryFolder()
     const source = await denseSource(folder)

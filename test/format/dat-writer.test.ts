@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { chmodSync, mkdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs'
+import { open, type FileHandle } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { DatWriter, readDat, rewriteDat, writeDat } from 'qwen3-nvfp4/dat'
 import { listFolder, temporaryFolder } from '../support/files'
@@ -65,6 +66,25 @@ describe('DatWriter leaves nothing half-written', () => {
       })
       await expect(writer.write('b', 'uint8', [2], bytes(1, 2))).rejects.toMatchObject({ code: 'DISPOSED' })
       expectOldFileAlone()
+    }
+  })
+
+  test('after a flush that failed while more was written', async () => {
+    const handle = await open(join(folder, 'out.dat'))
+    const flush = jest.spyOn(Object.getPrototypeOf(handle) as FileHandle, 'datasync')
+    await handle.close()
+    flush.mockRejectedValue(Object.assign(new Error('EIO: i/o error, fdatasync'), { code: 'EIO' }))
+    try {
+      const writer = await DatWriter.create(target(), { entries: 1 })
+      await writer.write('a', 'uint8', [65 << 20], [new Uint8Array(65 << 20)])
+      await expect(writer.finish()).rejects.toMatchObject({
+        code: 'IO_FAILED',
+        message: expect.stringContaining('EIO'),
+      })
+      expect(flush).toHaveBeenCalled()
+      expectOldFileAlone()
+    } finally {
+      flush.mockRestore()
     }
   })
 
