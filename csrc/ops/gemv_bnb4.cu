@@ -198,12 +198,12 @@ __device__ void store(const Kernel& p, const Plane& plane, int64_t row, int toke
 }
 
 // computes   y[T, N] (+)= x[T, K] · wᵀ, w looked up in a table of byte pairs
-// moves      read N·K/2 + N·K/16 B once, 2·T·K B a warp from L1 and L2; write 2·T·N B (f32: 4)     bound: memory for
-// one
-//            token, beside two wavefronts of shared memory for 64 weights; f32 arithmetic for many
-// launch     grid two blocks a multiprocessor, block 256, smem 33 KiB     4 rows a warp, whose columns up to 4 warps
-// share needs      K % 64 == 0, x 16-byte and codes 8-byte aligned numerics   weights and x exact, f32 sums in the
-// order of the contract measured   not yet
+// moves      read N·K/2 + N·K/16 B once, 2·T·K B a warp from L1; write 2·T·N B (f32: 4)     bound: memory at one token,
+//            closely followed by shared memory, of whose 128 B a clock a weight takes 4; f32 arithmetic at many
+// launch     grid two blocks a multiprocessor, block 256, smem 33 KiB     4 rows to 1, 2 or 4 warps
+// needs      K % 64 == 0, x 16-byte and codes 8-byte aligned
+// numerics   weights and x exact, f32 sums in the order of the contract
+// measured   not yet
 template <int kTokens>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) gemv_bnb4_kernel(const __grid_constant__ Kernel p) {
   __shared__ __align__(128) float2 table[256 * kReplicas];
@@ -237,13 +237,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) gemv_bnb4_kerne
 
 // computes   out = bf16(table[code] · absmax) of a rectangle
 // moves      read cols/2 + cols/16 B, write 2·cols B a row      bound: memory
-// launch     grid ceil(rows · cols / 8 / 256), block 256, smem 0 8 columns a thread; lane c of 16 holds the value of
-// code c needs      col, cols % 8 == 0, out 16-byte and codes 4-byte aligned numerics   f32, rounded once, to bf16,
-// rounded again measured   not yet
+// launch     grid ceil(rows·cols / 2048), block 256, smem 0     8 columns a thread; every lane holds a table value
+// needs      col, cols % 8 == 0, rows·cols < 2^34, out 16-byte and codes 4-byte aligned
+// numerics   the f32 value, rounded once, is rounded to bf16
+// measured   not yet
 __global__ void __launch_bounds__(kThreads) dequantize_bnb4_kernel(const DequantizeBnb4Cuda p) {
   const float mine = bnb4_value(p.w.codebook, threadIdx.x % 16);
-  const int64_t eights = p.cols / kLaneValues, count = p.rows * eights;
-  const int64_t wanted = int64_t{blockIdx.x} * kThreads + threadIdx.x, i = min(wanted, count - 1);
+  const auto eights = static_cast<uint32_t>(p.cols / kLaneValues), count = static_cast<uint32_t>(p.rows) * eights;
+  // Threads past the end repeat the last one: every lane takes part in the shuffles.
+  const uint32_t wanted = blockIdx.x * kThreads + threadIdx.x, i = min(wanted, count - 1);
   const int64_t from = (p.row + i / eights) * p.K + p.col + i % eights * kLaneValues;
   const uint32_t codes = *reinterpret_cast<const uint32_t*>(p.w.codes + from / 2);
   const float absmax = p.w.absmax[from / kBnb4BlockSize];
@@ -252,7 +254,7 @@ __global__ void __launch_bounds__(kThreads) dequantize_bnb4_kernel(const Dequant
   for (int j = 0; j < kLaneValues; ++j) {
     out.value[j] = __shfl_sync(0xffffffffu, mine, static_cast<int>(codes >> (4 * j) & 15u)) * absmax;
   }
-  if (wanted == i) store8(p.out + i * kLaneValues, out);
+  if (wanted == i) store8(p.out + int64_t{i} * kLaneValues, out);
 }
 
 template <int kTokens>
