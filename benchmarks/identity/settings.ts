@@ -54,7 +54,7 @@ export const sizes: Record<string, Size> = {
       minLr: 2e-5,
       batchSize: 8,
       maxTokens: 512,
-      weightDecay: 0,
+      weightDecay: 0.1,
       limitSeconds: 70,
     },
   },
