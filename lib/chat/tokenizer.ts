@@ -25,6 +25,8 @@ export interface DecodeOptions {
 /** The fields of tokenizer.json and tokenizer_config.json that this class reads itself. */
 interface TokenizerJson {
   decoder?: { type?: string } | null
+  model?: { vocab?: unknown } | null
+  added_tokens?: unknown
 }
 interface TokenizerConfig {
   chat_template?: unknown
@@ -34,6 +36,26 @@ interface TokenizerConfig {
 }
 
 const nothing = new Uint8Array(0)
+
+/** Ids lie below: vocabularies have hundreds of thousands, and tables are as long as the largest id. */
+const maxTokenId = 1 << 24
+
+/** The library takes any number for an id, which would come back as another one in an Int32Array. */
+function checkTokenIds({ model, added_tokens: added }: TokenizerJson): void {
+  const check = (token: unknown, id: unknown) => {
+    if (Number.isInteger(id) && (id as number) >= 0 && (id as number) < maxTokenId) return
+    const [name, found] = [String(token).slice(0, 100), typeof id === 'number' ? id : typeof id]
+    const message = `the tokenizer's token ${name} has the id ${found}, but ids are integers from 0 to ${maxTokenId - 1}`
+    throw new Qwen3Nvfp4Error('TOKENIZER_INVALID', message)
+  }
+  const vocab = model?.vocab
+  if (typeof vocab === 'object' && vocab !== null && !Array.isArray(vocab)) {
+    for (const token in vocab) check(token, (vocab as Record<string, unknown>)[token])
+  }
+  for (const token of Array.isArray(added) ? (added as ({ content?: unknown; id?: unknown } | null)[]) : []) {
+    check(token?.content, token?.id)
+  }
+}
 
 /** A special token of tokenizer_config.json: its text, or an object with it. */
 function tokenText(token: unknown): string | undefined {
@@ -72,6 +94,7 @@ export class Tokenizer {
         `the tokenizer's decoder is ${decoder ?? 'missing'}, but only ByteLevel (Qwen3's) is supported`,
       )
     }
+    checkTokenIds(tokenizerJson)
     try {
       this.#tokenizer = new HuggingFaceTokenizer(tokenizerJson, tokenizerConfig)
     } catch (cause) {

@@ -73,6 +73,22 @@ describe('Tokenizer', () => {
     expect(() => Tokenizer.fromJson(tinyTokenizerJson(), { eos_token: '<eos>' })).toThrow(invalid)
   })
 
+  test('refuses ids that no Int32Array holds, or that would make a table of their size', () => {
+    for (const id of [-1, 0.5, 2 ** 24, 2 ** 53, '7', null]) {
+      const { model, ...rest } = tinyTokenizerJson() as { model: { vocab: object } }
+      const inVocab = { ...rest, model: { ...model, vocab: { ...model.vocab, odd: id } } }
+      const inAdded = { ...tinyTokenizerJson(), added_tokens: [{ id, content: 'odd', special: true }] }
+      for (const json of [inVocab, inAdded]) {
+        expect(() => Tokenizer.fromJson(json)).toThrow(
+          expect.objectContaining({
+            code: 'TOKENIZER_INVALID',
+            message: expect.stringContaining('token odd has the id'),
+          }),
+        )
+      }
+    }
+  })
+
   describe('fromFile', () => {
     let folder: string
     beforeEach(async () => {
