@@ -1,19 +1,30 @@
 /**
- * Mutates valid Hugging Face directories and opens them: node scripts/fuzz-checkpoint.mjs [seconds = 10] [seed = 1]
+ * Mutates valid Hugging Face directories and opens them:
+ *   node scripts/fuzz-checkpoint.mjs [seconds = 10] [seed = 1] [part = any]
  *
- * The parts are a safetensors file, its index, config.json, hf_quant_config.json and tokenizer.json, of which each case
- * changes one, in bytes or in meaning. Every outcome must be a checkpoint, an inspection or a tokenizer, or a
- * Qwen3Nvfp4Error with a code of theirs, within a second; and no file outside the folder may be opened. Prints the seed and the
- * case of a failure. Needs `npm run build`.
+ * The parts are a safetensors file, its index, config.json, generation_config.json, hf_quant_config.json, tokenizer.json
+ * and tokenizer_config.json, of which each case changes one, or the one that is named, in bytes or in meaning. Every
+ * outcome must be a checkpoint, an inspection or a tokenizer, or a Qwen3Nvfp4Error with a code of theirs, within a second;
+ * a safetensors file may make no more be read than a small multiple of it; and no file outside the folder may be opened.
+ * Prints the seed and the case of a failure. Needs `npm run build`.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { inspect, openCheckpoint, Qwen3Nvfp4Error, Tokenizer, toConfigJson, writeSafetensors } from 'qwen3-nvfp4'
-import { fuzz, mutatorOf, randomOf } from './fuzz-support.mjs'
+import {
+  inspect,
+  openCheckpoint,
+  Qwen3Nvfp4Error,
+  SafetensorsReader,
+  Tokenizer,
+  toConfigJson,
+  writeSafetensors,
+} from 'qwen3-nvfp4'
+import { checkAllocated, countingSource, fuzz, mutatorOf, randomOf } from './fuzz-support.mjs'
 
 const seconds = Number(process.argv[2] ?? 10)
 const seed = Number(process.argv[3] ?? 1)
+const part = process.argv[4]
 const folder = mkdtempSync(join(tmpdir(), 'qn-fuzz-'))
 process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
 const { below, pick, mutateBytes, mutateJson } = mutatorOf(randomOf(seed))
@@ -118,6 +129,7 @@ function mutate(part) {
 }
 
 const corpus = await makeCorpus()
+if (part !== undefined && !(part in corpus[0])) throw new Error(`part is one of ${Object.keys(corpus[0]).join(', ')}`)
 const made = join(folder, 'case')
 mkdirSync(made)
 writeFileSync(join(folder, 'outside.safetensors'), readFileSync(join(folder, 'made.safetensors')))
@@ -143,8 +155,13 @@ async function attempt({ changed, files }) {
   if (changed.startsWith('tokenizer')) {
     return allowed(async () => {
       const tokenizer = await Tokenizer.fromFile(made)
-      tokenizer.encode('abc ab')
+      tokenizer.decode(tokenizer.encode('abc ab<|end|>'))
     })
+  }
+  if (changed === shard) {
+    const source = countingSource(files[shard])
+    await allowed(() => SafetensorsReader.open(source))
+    checkAllocated(source)
   }
   const opened = await allowed(async () => checkFiles((await openCheckpoint(made)).files))
   await allowed(async () => checkFiles((await inspect(made)).files.map(({ path }) => path)))
@@ -157,7 +174,7 @@ await fuzz({
   seed,
   make: () => {
     const parts = pick(corpus)
-    const changed = pick(Object.keys(parts))
+    const changed = part ?? pick(Object.keys(parts))
     const files = Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, toBytes(part)]))
     files[changed] = mutate(parts[changed])
     return { changed, files }

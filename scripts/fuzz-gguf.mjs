@@ -89,7 +89,10 @@ async function tryOne({ header, payload }) {
     () => GgufReader.open(source),
     () => openCheckpoint(path, { strict: false }),
     () => inspect(path),
-    () => Tokenizer.fromFile(path),
+    async () => {
+      const tokenizer = await Tokenizer.fromFile(path)
+      tokenizer.decode(tokenizer.encode('abc de'))
+    },
   ]) {
     try {
       await open()
