@@ -213,16 +213,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) gemv_bnb4_kerne
   fill_table(table, p.codebook);
   __syncthreads();
 #pragma unroll 1
-  for (int64_t base = int64_t{blockIdx.x} * groups_at_once; base < p.groups;
-       base += int64_t{gridDim.x} * groups_at_once) {
-    // Warps past the last group repeat it, so that all of a block meet at the barriers.
-    const int64_t wanted = base + warp / p.splits, group = min(wanted, p.groups - 1);
+  for (int64_t base = 0; base < p.groups; base += int64_t{gridDim.x} * groups_at_once) {
+    // Neighbouring groups go to different blocks, so that a last round of few groups keeps all multiprocessors busy.
+    const int64_t group = base + warp / p.splits * int64_t{gridDim.x} + blockIdx.x;
+    const bool has_group = group < p.groups;
     int part = 0;
-    while (group >= p.planes[part].groups_end) ++part;
+    while (has_group && group >= p.planes[part].groups_end) ++part;
     const Plane& plane = p.planes[part];
     const int64_t first = (group - (part > 0 ? p.planes[part - 1].groups_end : 0)) * kRows;
     const Rows rows(p, plane, first);
-    float sum = warp_sums<kTokens>(p, rows, table, split, lane);
+    float sum = has_group ? warp_sums<kTokens>(p, rows, table, split, lane) : 0.0f;
     if (p.splits > 1) {
       partial[warp][lane] = sum;
       __syncthreads();
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) gemv_bnb4_kerne
       __syncthreads();
     }
     const int row = lane / kTokens, token = lane % kTokens;
-    if (split == 0 && wanted == group && row < rows.count) store(p, plane, first + row, token, sum);
+    if (has_group && split == 0 && row < rows.count) store(p, plane, first + row, token, sum);
   }
 }
 
@@ -262,8 +262,7 @@ void launch(const Kernel& p, cudaStream_t stream) {
   int device = 0, multiprocessors = 0;
   QN_CUDA_CHECK(cudaGetDevice(&device));
   QN_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  const int64_t groups_at_once = kWarps / p.splits, blocks = (p.groups + groups_at_once - 1) / groups_at_once;
-  const auto grid = static_cast<unsigned>(std::min<int64_t>(blocks, int64_t{kBlocksPerProcessor} * multiprocessors));
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(p.groups, int64_t{kBlocksPerProcessor} * multiprocessors));
   gemv_bnb4_kernel<kTokens><<<grid, kThreads, 0, stream>>>(p);
   QN_CUDA_CHECK(cudaGetLastError());
 }
