@@ -24,6 +24,15 @@ export interface DataCursor {
   sample: number
 }
 
+/** Where a sample comes from. */
+export interface SampleOrigin {
+  /** In words: a file and line, the tokens of a text, or the number of a sample. */
+  where: string
+  file?: string
+  /** From 1. */
+  line?: number
+}
+
 /** A batch that is ready to train on. */
 export interface PreparedBatch {
   /** Rows of equal length, padded on the right; with `segments` when samples are packed. */
@@ -36,6 +45,8 @@ export interface PreparedBatch {
   tokens: number
   /** Samples of the batch that lost the beginning of their prompt; only with `truncate`. */
   truncated: number
+  /** Where its samples come from, in their order. Absent where a source of one's own does not say. */
+  origins?: readonly SampleOrigin[]
 }
 
 /** The part of a Tokenizer that training data needs. */

@@ -64,6 +64,7 @@ export class BatchRows {
       samples: all.length,
       tokens: all.reduce((sum, { tokens }) => sum + tokens, 0),
       truncated: all.filter(({ truncated }) => truncated).length,
+      origins: all.map(({ origin }) => origin),
     }
   }
 }

@@ -1,3 +1,4 @@
+import type { SampleOrigin } from '../../types/training'
 import { Qwen3Nvfp4Error } from '../errors'
 import { ignoreLabel } from '../model/token-batch'
 import type { BatchPlan } from './batch-options'
@@ -10,6 +11,7 @@ export interface FittedSample {
   /** Labels that count. */
   tokens: number
   truncated: boolean
+  origin: SampleOrigin
 }
 
 /** Where the first label that counts stands: nothing predicts the first id, whose label therefore does not. */
@@ -55,7 +57,7 @@ export async function fitSample(sample: LocatedSample, plan: BatchPlan): Promise
   const labels = sample.labels.subarray(cut)
   labels[0] = ignoreLabel
   const tokens = labels.reduce((sum, label) => sum + (label === ignoreLabel ? 0 : 1), 0)
-  return { ids, labels, tokens, truncated: cut > 0 }
+  return { ids, labels, tokens, truncated: cut > 0, origin: sample.origin }
 }
 
 export const emptySet = (): Qwen3Nvfp4Error =>

@@ -13,7 +13,6 @@ import {
   tokenizerPrint,
   type IndexedSamples,
   type LocatedSample,
-  type Origin,
   type RunSettings,
   type SampleRun,
   type SampleSource,
@@ -162,7 +161,9 @@ class LineReader implements IndexedSamples {
     if (!place) return undefined
     let sample = this.#store.get(index)
     if (!sample) this.#store.set(index, (sample = await this.#tokenize(place)))
-    return { ...sample, origin: () => this.#origin(place) }
+    const { file, line } = place
+    const origin = { where: `${file}, line ${line}`, file, line }
+    return { ...sample, origin, content: async () => describe(await this.#text(place)) }
   }
 
   async close(): Promise<void> {
@@ -222,10 +223,5 @@ class LineReader implements IndexedSamples {
       const message = `${file}, line ${line}: ${cause.message}: ${describe(text)}`
       throw new Qwen3Nvfp4Error(cause.code, message, { cause, file, line })
     }
-  }
-
-  async #origin(place: LinePlace): Promise<Origin> {
-    const { file, line } = place
-    return { where: `${file}, line ${line}`, file, line, content: describe(await this.#text(place)) }
   }
 }

@@ -32,7 +32,7 @@ function checkSample(value: unknown, name: string): TrainingSample {
 
 const located = (sample: TrainingSample, index: number): LocatedSample => ({
   ...sample,
-  origin: () => ({ where: `samples[${index}]` }),
+  origin: { where: `samples[${index}]` },
 })
 
 /** Samples that are all there. */

@@ -1,24 +1,16 @@
 /** What a set of training data is made of, whatever it is read from. */
 import { createHash } from 'node:crypto'
-import type { TrainingSample, TrainingTokenizer } from '../../types/training'
+import type { SampleOrigin, TrainingSample, TrainingTokenizer } from '../../types/training'
 import { Qwen3Nvfp4Error, type ErrorCode } from '../errors'
 import type { Pacer } from './pacer'
 import { Permutation } from './permutation'
 
 export type MaybePromise<T> = T | Promise<T>
 
-/** Where a sample comes from, for the message of an error. */
-export interface Origin {
-  /** In words: a file and line, or the number of a sample. */
-  where: string
-  file?: string
-  line?: number
-  /** Its text, shortened, where it has one. */
-  content?: string
-}
-
 export interface LocatedSample extends TrainingSample {
-  origin(): MaybePromise<Origin>
+  origin: SampleOrigin
+  /** Its text, shortened, for the message of an error. */
+  content?(): Promise<string>
 }
 
 /** What decides samples and their order, beside the contents. */
@@ -85,7 +77,8 @@ export class IndexedRun implements SampleRun {
 }
 
 export async function sampleError(code: ErrorCode, what: string, sample: LocatedSample): Promise<Qwen3Nvfp4Error> {
-  const { where, content, ...place } = await sample.origin()
+  const { where, ...place } = sample.origin
+  const content = await sample.content?.()
   return new Qwen3Nvfp4Error(code, `${where}: ${what}${content === undefined ? '' : `: ${content}`}`, place)
 }
 

@@ -142,7 +142,7 @@ class TextWindows implements IndexedSamples {
     const end = Math.min(begin + this.#maxTokens, this.#tokens.length)
     if (end - begin < 2) return undefined
     const ids = this.#tokens.slice(begin, end)
-    return { ids, labels: ids.slice(), origin: () => ({ where: `${this.#name}, tokens ${begin} to ${end - 1}` }) }
+    return { ids, labels: ids.slice(), origin: { where: `${this.#name}, tokens ${begin} to ${end - 1}` } }
   }
 }
 

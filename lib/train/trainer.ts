@@ -5,6 +5,7 @@ import type { PackedAdamW } from '../model/packed-adamw'
 import { version } from '../version'
 import { BatchFeed } from './batch-feed'
 import { CheckpointDirectory, type SavedCheckpoint } from './checkpoint-directory'
+import { describeOrigins } from './describe-origins'
 import { writeLossCurve } from './loss-curve'
 import { budgetMessage, nvfp4Budget } from './nvfp4-budget'
 import { type OptimizerStepStats, takeOptimizerStep } from './optimizer-step'
@@ -213,9 +214,11 @@ export class Trainer extends EventEmitter<TrainerEvents> implements AsyncDisposa
     const { cursor } = this.#state
     const samples = group.reduce((sum, batch) => sum + batch.samples, 0)
     const step = this.step + 1
+    const origins = describeOrigins(group.flatMap((batch) => batch.origins ?? []))
     const message =
       `step ${step}: ${cause.message}. ` +
-      `Its ${samples} samples follow sample ${cursor.sample} of epoch ${cursor.epoch}, in the order of that epoch. ` +
+      `Its ${samples} samples follow sample ${cursor.sample} of epoch ${cursor.epoch}, in the order of that epoch` +
+      `${origins && `: ${origins}`}. ` +
       (this.#checkpoint ? `The last good checkpoint is ${this.#checkpoint.path}` : 'There is no checkpoint')
     return new Qwen3Nvfp4Error('NON_FINITE_LOSS', message, {
       cause,

@@ -36,9 +36,9 @@ export async function collect(data: TrainingData, options: BatchOptions): Promis
 export const order = (batches: readonly PreparedBatch[]): number[] =>
   batches.flatMap(({ batch }) => batch.ids.map((row) => row[0]!))
 
-/** Batches as plain data, to be compared. */
+/** Batches as plain data, to be compared, whatever file they are of. */
 export const plain = (batches: readonly PreparedBatch[]): unknown =>
-  batches.map(({ batch, ...rest }) => ({
+  batches.map(({ batch, origins: _, ...rest }) => ({
     ...rest,
     ids: batch.ids.map((row) => [...row]),
     labels: batch.labels.map((row) => [...row]),

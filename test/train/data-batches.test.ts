@@ -34,6 +34,29 @@ describe('batches', () => {
     ])
   })
 
+  it('say where their samples come from', async () => {
+    const pairs = writeData('pairs.tsv', 'a\t1\n\nb\t2\n')
+    const text = writeData('text.txt', 'some words')
+    const tokenizer = byteTokenizer()
+    const sets = [
+      await TrainingData.fromTsv(pairs, { tokenizer }),
+      await TrainingData.fromText(text, { tokenizer }),
+      await numberedSet(2),
+    ]
+    const origins: unknown[] = []
+    for (const data of sets) {
+      const batches = await collect(data, { maxTokens: 80, batchSize: 2, shuffle: false })
+      origins.push(...batches.flatMap((batch) => batch.origins))
+    }
+    expect(origins).toEqual([
+      { where: `${pairs}, line 1`, file: pairs, line: 1 },
+      { where: `${pairs}, line 3`, file: pairs, line: 3 },
+      { where: `${text}, tokens 0 to 10` },
+      { where: 'samples[0]' },
+      { where: 'samples[1]' },
+    ])
+  })
+
   it('packed, fill rows with samples that follow each other, each a segment of its own', async () => {
     const data = await TrainingData.fromSamples([3, 4, 2, 3, 5].map((length, i) => numbered(i + 1, length)))
     const batches = await collect(data, { maxTokens: 8, batchSize: 2, shuffle: false, pack: true })

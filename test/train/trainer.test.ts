@@ -11,10 +11,12 @@ import {
   Trainer,
   type TrainerEvent,
   type TrainerOptions,
+  TrainingData,
 } from 'qwen3-nvfp4'
 import { batchSource } from '../support/batch-source'
 import { temporaryFolder } from '../support/files'
-import { tinyModel } from '../support/tiny-model'
+import { tinyConfig, tinyModel } from '../support/tiny-model'
+import { byteTokenizer, writeData } from '../support/training-data'
 
 const basics = { maxTokens: 12, lr: 5e-3, warmupSteps: 2, optimizer: { seed: 3 } } as const
 
@@ -284,6 +286,46 @@ describe('a loss that is not finite', () => {
       /step 5: the loss is -?(nan|inf), first in the output of model\.layers\.0: nothing was updated\. Its 1 samples follow sample 4 of epoch 0.*There is no checkpoint$/,
     )
     await expect(trainer.run()).rejects.toBe(failure)
+  })
+
+  /** The error of a step whose weights an event of the step before has spoilt. */
+  async function failureOf(data: TrainingData, options: Partial<TrainerOptions>): Promise<string> {
+    await using model = await tinyModel({ weights: 'fp32' }, { ...tinyConfig, vocabSize: 259 })
+    await using trainer = new Trainer({ model, data, ...basics, steps: 3, warmupSteps: 0, shuffle: false, ...options })
+    const spoil = async () => {
+      for await (const { type, step } of trainer) {
+        const parameter = model.parameter('model.norm.weight')!
+        if (type === 'step' && step === 2) await parameter.write((await parameter.read()).fill(3e38))
+      }
+    }
+    return await spoil().then(() => 'none', String)
+  }
+
+  test('names the lines of its samples', async () => {
+    const tokenizer = byteTokenizer()
+    const pairs = writeData('pairs.tsv', 'a\t1\n# none\nb\t2\nc\t3\nd\t4\n\ne\t5\nf\t6\n')
+    const data = await TrainingData.fromTsv(pairs, { tokenizer })
+    const options = { maxTokens: 64, batchSize: 2 }
+    expect(await failureOf(data, options)).toMatch(
+      `2 samples follow sample 4 of epoch 0, in the order of that epoch: ${pairs}, lines 7, 8. There is`,
+    )
+    expect(await failureOf(data, { ...options, batchSize: 1, accumulate: 2 })).toMatch(`${pairs}, lines 7, 8. There is`)
+    const own = await TrainingData.fromSamples([{ ids: [1, 2], labels: [1, 2] }])
+    const mixed = TrainingData.mix([
+      { data, weight: 6 },
+      { data: own, weight: 1 },
+    ])
+    expect(await failureOf(mixed, { ...options, batchSize: 3, steps: 3 })).toMatch(
+      /epoch 0, in the order of that epoch: \S+pairs.tsv, line 8. There is/,
+    )
+  })
+
+  test('lists a hundred samples at most', async () => {
+    const samples = Array.from({ length: 360 }, () => ({ ids: [1, 2], labels: [1, 2] }))
+    const failure = await failureOf(await TrainingData.fromSamples(samples), { maxTokens: 240, pack: true })
+    expect(failure).toMatch(
+      /120 samples follow sample 240 of epoch 0.*: samples\[240\]; .*samples\[339\]; and 20 more\. /,
+    )
   })
 })
 
