@@ -62,6 +62,8 @@ export const errorCodes = {
   CONFIG_UNSUPPORTED:
     'A config.json or a GGUF describes a model that is not a dense Qwen3; the message names the field.',
   CHECKPOINT_BAD_INDEX: 'A model.safetensors.index.json is broken or contradicts its files.',
+  CHECKPOINT_BAD_QUANT_STATE:
+    'The table or the state of a bitsandbytes weight is broken, of another kind than nf4 and fp4, or contradicts its tensors.',
   CHECKPOINT_BAD_SCALE: 'An NVFP4 tensor of a checkpoint has a global scale that is not a positive number.',
   CHECKPOINT_MISSING_TENSORS: 'A checkpoint lacks tensors that its configuration needs; the message lists them.',
   CHECKPOINT_NOT_FOUND: 'A path is neither a .dat or .gguf file nor a Hugging Face directory with safetensors files.',

@@ -2,11 +2,11 @@
  * Mutates valid Hugging Face directories and opens them:
  *   node scripts/fuzz-checkpoint.mjs [seconds = 10] [seed = 1] [part = any]
  *
- * The parts are a safetensors file, its index, config.json, generation_config.json, hf_quant_config.json, tokenizer.json
- * and tokenizer_config.json, of which each case changes one, or the one that is named, in bytes or in meaning. Every
- * outcome must be a checkpoint, an inspection or a tokenizer, or a Qwen3Nvfp4Error with a code of theirs, within a second;
- * a safetensors file may make no more be read than a small multiple of it; and no file outside the folder may be opened.
- * Prints the seed and the case of a failure. Needs `npm run build`.
+ * The parts are a safetensors file, its index, config.json, generation_config.json, hf_quant_config.json, tokenizer.json,
+ * tokenizer_config.json and the `state` of a bitsandbytes weight, of which each case changes one, or the one that is named, in
+ * bytes or in meaning. Every outcome must be a checkpoint, an inspection or a tokenizer, or a Qwen3Nvfp4Error with a code of
+ * theirs, within a second; a safetensors file may make no more be read than a small multiple of it; and no file outside the
+ * folder may be opened. Prints the seed and the case of a failure. Needs `npm run build`.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -45,19 +45,53 @@ const config = {
   eosTokenIds: [3],
 }
 
-/** One layer; ModelOpt's names and types with `packed`. */
-function tensorsOf(packed) {
+const nf4 = [
+  -1, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022833334,
+  -0.09105003625154495, 0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+  0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1,
+]
+
+/** The first weight that is in 4 bits, and its quantisation state of bitsandbytes. */
+const stateKey = 'model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4'
+const stateOf = (shape) => ({
+  quant_type: 'nf4',
+  blocksize: 64,
+  dtype: 'bfloat16',
+  shape,
+  nested_blocksize: 256,
+  nested_dtype: 'float32',
+  nested_offset: 0.03,
+})
+const bytesOf = (json) => Uint8Array.from(Buffer.from(JSON.stringify(json) ?? ''))
+
+/** One layer; with `way` 'modelopt' or 'bitsandbytes' in their names and types. */
+function tensorsOf(way) {
   const tensors = new Map()
   const dense = (name, ...shape) => {
     const data = new Uint16Array(shape.reduce((a, b) => a * b, 1)).fill(0x3f80)
     tensors.set(`${name}.weight`, { dtype: 'bfloat16', shape, data })
   }
   const matrix = (name, rows, cols) => {
-    if (!packed) return dense(name, rows, cols)
+    if (way === 'bitsandbytes') return bitsandbytes(`${name}.weight`, rows, cols)
+    if (way === 'dense') return dense(name, rows, cols)
     const scales = new Uint8Array((rows * cols) / 16).fill(0x38)
     tensors.set(`${name}.weight`, { dtype: 'uint8', shape: [rows, cols / 2], data: new Uint8Array((rows * cols) / 2) })
     tensors.set(`${name}.weight_scale`, { dtype: 'float8_e4m3fn', shape: [rows, cols / 16], data: scales })
     tensors.set(`${name}.weight_scale_2`, { dtype: 'float32', shape: [], data: Float32Array.of(0.5) })
+  }
+  const bitsandbytes = (name, rows, cols) => {
+    const bytes = (suffix, data) => tensors.set(name + suffix, { dtype: 'uint8', shape: [data.length], data })
+    const floats = (suffix, data) => tensors.set(name + suffix, { dtype: 'float32', shape: [data.length], data })
+    const count = rows * cols
+    tensors.set(name, { dtype: 'uint8', shape: [count / 2, 1], data: new Uint8Array(count / 2).fill(0x5a) })
+    bytes('.absmax', new Uint8Array(count / 64).fill(200))
+    floats('.nested_absmax', new Float32Array(Math.ceil(count / 64 / 256)).fill(0.01))
+    floats(
+      '.nested_quant_map',
+      Float32Array.from({ length: 256 }, (_, i) => (i - 127) / 128),
+    )
+    floats('.quant_map', Float32Array.from(nf4))
+    bytes('.quant_state.bitsandbytes__nf4', bytesOf(stateOf([rows, cols])))
   }
   dense('model.embed_tokens', 20, 32)
   const layer = 'model.layers.0.'
@@ -74,15 +108,19 @@ const shard = 'model-00001-of-00001.safetensors'
 
 async function makeCorpus() {
   const corpus = []
-  for (const packed of [false, true]) {
-    const tensors = tensorsOf(packed)
+  const quantizations = {
+    dense: undefined,
+    modelopt: { quant_method: 'modelopt', quant_algo: 'NVFP4', ignore: ['lm_head'] },
+    bitsandbytes: { quant_method: 'bitsandbytes', load_in_4bit: true, bnb_4bit_quant_type: 'nf4' },
+  }
+  for (const [way, quantization] of Object.entries(quantizations)) {
+    const tensors = tensorsOf(way)
     await writeSafetensors(join(folder, 'made.safetensors'), tensors, { metadata: { format: 'pt' } })
-    const quantization = { quant_method: 'modelopt', quant_algo: 'NVFP4', ignore: ['lm_head'] }
     const map = Object.fromEntries([...tensors.keys()].map((key) => [key, shard]))
     corpus.push({
       [shard]: readFileSync(join(folder, 'made.safetensors')),
       'model.safetensors.index.json': { metadata: { total_size: 1 }, weight_map: map },
-      'config.json': { ...toConfigJson(config), ...(packed && { quantization_config: quantization }) },
+      'config.json': { ...toConfigJson(config), ...(quantization && { quantization_config: quantization }) },
       'generation_config.json': { eos_token_id: [3, 4] },
       'hf_quant_config.json': { quantization: { quant_algo: 'NVFP4', group_size: 16, exclude_modules: ['lm_head'] } },
       'tokenizer.json': tokenizerJson(),
@@ -118,6 +156,25 @@ function mutateSafetensors(file) {
   const prefix = Buffer.alloc(8)
   prefix.writeBigUInt64LE(BigInt(header.length))
   return Buffer.concat([prefix, header, file.subarray(8 + length)])
+}
+
+const hasState = (parts) => parts[shard].includes(stateKey)
+
+/** The file with another JSON in a state, its header put right. */
+function withState(file, state) {
+  const length = Number(file.readBigUInt64LE(0))
+  const header = JSON.parse(file.toString('utf8', 8, 8 + length))
+  const [begin, end] = header[stateKey].data_offsets
+  const move = state.length - (end - begin)
+  for (const { data_offsets: offsets } of Object.values(header)) {
+    for (const i of [0, 1]) if (offsets?.[i] >= end) offsets[i] += move
+  }
+  header[stateKey] = { dtype: 'U8', shape: [state.length], data_offsets: [begin, begin + state.length] }
+  const text = Buffer.from(JSON.stringify(header))
+  const prefix = Buffer.alloc(8)
+  prefix.writeBigUInt64LE(BigInt(text.length))
+  const payload = file.subarray(8 + length)
+  return Buffer.concat([prefix, text, payload.subarray(0, begin), state, payload.subarray(end)])
 }
 
 function mutate(part) {
@@ -173,11 +230,12 @@ await fuzz({
   seconds,
   seed,
   make: () => {
-    const parts = pick(corpus)
-    const changed = part ?? pick(Object.keys(parts))
+    const parts = pick(part === 'state' ? corpus.filter(hasState) : corpus)
+    const changed = part ?? pick([...Object.keys(parts), ...(hasState(parts) ? ['state', 'state'] : [])])
     const files = Object.fromEntries(Object.entries(parts).map(([name, part]) => [name, toBytes(part)]))
-    files[changed] = mutate(parts[changed])
-    return { changed, files }
+    if (changed !== 'state') files[changed] = mutate(parts[changed])
+    else files[shard] = withState(parts[shard], mutate(stateOf([32, 32])))
+    return { changed: changed === 'state' ? shard : changed, files }
   },
   attempt,
   keep: ({ changed, files }) => ({ [`fuzz-checkpoint-failure-${changed}`]: files[changed] }),

@@ -2,13 +2,16 @@
 import type { CheckpointFormat, CheckpointWarning, ParameterPart } from './checkpoint'
 import type { Qwen3Config } from './config'
 import type { DTypeName, Progress } from './format'
-import type { Storage } from './tensor'
+import type { Nibbles, Storage, WeightStorage } from './tensor'
 
 /** What is written: a `.dat`, a GGUF, or a Hugging Face directory with dense weights or NVFP4 in one of two ways. */
 export type ExportFormat = 'dat' | 'hf-bf16' | 'hf-fp16' | 'hf-fp32' | 'modelopt' | 'compressed-tensors' | 'gguf'
 
 /** Forms of a tensor in files: Q8_0 is GGUF's alone. */
 export type FileStorage = Storage | 'q8_0'
+
+/** Forms that a tensor is read in: those of bitsandbytes are not written. */
+export type SourceStorage = WeightStorage | 'q8_0'
 
 /** Dense element types. */
 export type DenseStorage = Exclude<Storage, 'nvfp4'>
@@ -43,7 +46,7 @@ export interface ConvertOptions {
    */
   dense?: readonly (string | RegExp)[]
   /**
-   * Element type of what stays dense. 'as-stored' keeps it; what was NVFP4 becomes bf16. Default: 'fp16' in a one-level
+   * Element type of what stays dense. 'as-stored' keeps it; what was NVFP4 becomes bf16, what bitsandbytes stored fp32. Default: 'fp16' in a one-level
    * `.dat`, as the prior system reads it, 'as-stored' in a two-level one and in a GGUF with NVFP4, whose norms are fp32
    * always and which may have 'q8_0' too, that of the format in a directory.
    */
@@ -63,6 +66,8 @@ export interface ConvertOptions {
   config?: Qwen3Config
   /** Folder of config.json and of the tokenizer's files. Default: that of the source. */
   modelDir?: string | URL
+  /** As in LoadOptions. Default: 'high-first'. */
+  nibbles?: Nibbles
   /** Refuse tensors that the model does not use; false leaves them out with a warning. Default: true. */
   strict?: boolean
   /** Threads, 1 or more. Default: the cores this process may use. Results do not depend on it. */
@@ -96,7 +101,7 @@ export interface ExportOptions extends Pick<
 /** What became of a parameter. */
 export interface ConvertedTensor {
   name: string
-  from: FileStorage
+  from: SourceStorage
   to: FileStorage
   /** Whether its values are exactly what they were. */
   exact: boolean
@@ -158,7 +163,7 @@ export interface CheckpointInspection {
   missing: string[]
   /** Tensors that the model does not use. */
   unexpected: string[]
-  /** Scales of activations and caches, which are ignored. */
+  /** Scales of activations and caches, and bitsandbytes weights of what is there in NVFP4 too: all are ignored. */
   ignored: string[]
   /** What would keep it from loading, in words. */
   problems: string[]
@@ -182,6 +187,8 @@ export interface VerifyOptions {
   tolerance?: number
   /** Configurations when a checkpoint has none. Default: that of the other one. */
   config?: Qwen3Config
+  /** As in LoadOptions, of both. Default: 'high-first'. */
+  nibbles?: Nibbles
   threads?: number
   signal?: AbortSignal
   onProgress?: (progress: Progress) => void

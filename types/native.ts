@@ -3,7 +3,7 @@
  * A method that returns a promise runs on the device's lane, in the order of the calls; errors carry a `code`.
  */
 import type { MemoryEstimate } from './options'
-import type { DType, Storage } from './tensor'
+import type { Codebook, DType, Nibbles, Storage, WeightStorage } from './tensor'
 
 export interface NativeAddon extends NativeCodec, NativeConverter {
   /** Single synchronous ops, for test/ops and benchmarks/ops. */
@@ -108,7 +108,7 @@ export interface NativeFileRange {
   blocks?: 'nvfp4' | 'q8_0'
 }
 
-/** csrc/model/load.h: where one parameter lies; either `values`, or `codes` and `scales`. */
+/** csrc/model/load.h: where one parameter lies; `values`, `codes` and `scales`, or `bnb4`. */
 export interface NativeTensorSource {
   parameter: string
   values?: NativeFileRange
@@ -119,6 +119,21 @@ export interface NativeTensorSource {
   /** Both or neither, and only of two levels: NVFP4 of what codes and scales miss, under globalScale / 8. */
   residualCodes?: NativeFileRange
   residualScales?: NativeFileRange
+  /** In place of everything above. */
+  bnb4?: NativeBnb4Source
+}
+
+/** csrc/model/load.h: Bnb4Source. value = table(code) · absmax of its block, over the elements in row-major order. */
+export interface NativeBnb4Source {
+  codebook: Codebook
+  nibbles: Nibbles
+  /** Elements of a block: a power of two from 64 to 4096. */
+  blockSize: number
+  codes: NativeFileRange
+  /** f32, or u8 with `nested`. */
+  absmax: NativeFileRange
+  /** Double quantisation: absmax = map[absmax] · its own absmax + offset, each step rounded to f32. */
+  nested?: { map: Float32Array; blockSize: number; absmax: NativeFileRange; offset: number }
 }
 
 /** csrc/model/load.h: LoadOptions. */
@@ -207,7 +222,9 @@ export interface NativeParameterInfo {
   cols: number
   isVector: boolean
   trainable: boolean
-  storage: Storage
+  storage: WeightStorage
+  /** Of 'bnb4' alone. */
+  codebook?: Codebook
   twoLevel: boolean
   globalScale: number
   /** Whether the forward pass adds an NVFP4 residual to the codes. */
@@ -223,7 +240,10 @@ export interface NativeFoldedResidual {
   relativeRmsError: number
 }
 
-/** The stored forms of a parameter: `dense` is [rows, cols] in its storage, the others are of an NVFP4 matrix. */
+/**
+ * The stored forms of a parameter: `dense` is [rows, cols] in its storage, the others are of an NVFP4 matrix. Of 'bnb4'
+ * codes u8[rows, cols / 2] and, as scales, absmax f32[rows, cols / 64].
+ */
 export type NativeParameterPart = 'dense' | 'codes' | 'scales' | 'residualCodes' | 'residualScales'
 
 export type Compute = 'w4a16' | 'w4a4'

@@ -2,7 +2,7 @@
 import type { CheckpointWarning } from './checkpoint'
 import type { Qwen3Config } from './config'
 import type { CacheDtype, Compute, GradientStorage, Moments, OptimizerWeights, Recompute } from './native'
-import type { Storage } from './tensor'
+import type { Nibbles, Storage } from './tensor'
 
 export type { CacheDtype, Compute, GradientStorage, Moments, OptimizerWeights, Recompute }
 
@@ -29,7 +29,10 @@ export interface LoadOptions extends ComputeOptions {
   modelDir?: string
   /** The configuration, when there is no config.json. Default: read from modelDir. */
   config?: Qwen3Config
-  /** How matrices are kept. Default: as stored for a .dat file and NVFP4 safetensors, 'nvfp4' for dense safetensors. */
+  /**
+   * How matrices are kept. Default: as stored for a .dat file and for NVFP4 and bitsandbytes safetensors, 'nvfp4' for
+   * dense safetensors.
+   */
   weights?: Storage
   /**
    * With weights 'nvfp4': whether an embedding that the file stores dense is quantised too. Default: 'as-stored' for a
@@ -40,6 +43,11 @@ export interface LoadOptions extends ComputeOptions {
   scales?: 'two-level' | 'one-level'
   /** How block scales are chosen of what is quantised here: 'four-over-six' has about 8 % less error. Default: 'amax'. */
   scaleRule?: 'amax' | 'four-over-six'
+  /**
+   * Which nibble has the first element, of the NF4 and FP4 of a .dat that does not say so: one without the state of
+   * bitsandbytes, which writes it high. Default: 'high-first'.
+   */
+  nibbles?: Nibbles
   /** Refuse files with tensors that the model does not use. Default: true. */
   strict?: boolean
   /** Stops the load; the promise rejects with signal.reason. */

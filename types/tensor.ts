@@ -1,5 +1,14 @@
-/** How a weight matrix is stored. */
+/** How a weight matrix can be asked to be stored. */
 export type Storage = 'nvfp4' | 'fp32' | 'fp16' | 'bf16'
+
+/** How a weight matrix is stored: what a bitsandbytes checkpoint has in 4 bits stays as it is unless asked otherwise. */
+export type WeightStorage = Storage | 'bnb4'
+
+/** The 16 values of a bitsandbytes code: NF4, or its FP4, which is another one than that of NVFP4. */
+export type Codebook = 'nf4' | 'fp4'
+
+/** Which nibble of a byte has the first of its two elements. */
+export type Nibbles = 'high-first' | 'low-first'
 
 /** Element types of files. */
 export type DType = 'f64' | 'f32' | 'f16' | 'bf16' | 'e4m3' | 'u8' | 'i8' | 'i16' | 'i32' | 'i64' | 'bool'

@@ -137,6 +137,7 @@ Napi::Value NativeModel::JsDescribe(const Napi::CallbackInfo& info) {
     ParameterSpec spec;
     bool trainable, two_level, residual;
     Storage storage;
+    Codebook codebook;
     float global_scale;
   };
   return guarded(info.Env(), [&] {
@@ -150,6 +151,7 @@ Napi::Value NativeModel::JsDescribe(const Napi::CallbackInfo& info) {
                            p.two_level,
                            p.shows_residual(),
                            p.storage,
+                           p.codebook,
                            p.global_scale});
           }
           return out;
@@ -165,6 +167,7 @@ Napi::Value NativeModel::JsDescribe(const Napi::CallbackInfo& info) {
             object.Set("isVector", d.spec.is_vector);
             object.Set("trainable", d.trainable);
             object.Set("storage", storage_name(d.storage));
+            if (d.storage == Storage::kBnb4) object.Set("codebook", codebook_name(d.codebook));
             object.Set("twoLevel", d.two_level);
             object.Set("globalScale", d.global_scale);
             object.Set("residual", d.residual);

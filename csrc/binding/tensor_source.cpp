@@ -1,5 +1,7 @@
 #include "binding/tensor_source.h"
 
+#include <algorithm>
+
 #include "binding/values.h"
 #include "core/status.h"
 
@@ -20,6 +22,27 @@ FileRange range_of(const Napi::Value& value) {
   const Napi::Object object = object_of(value);
   return {static_cast<int32_t>(int_of(object.Get("file"))), int_of(object.Get("offset")), int_of(object.Get("bytes")),
           file_dtype_of(string_of(object.Get("dtype"))), layout_of(object.Get("blocks"))};
+}
+
+Bnb4Source bnb4_of(const Napi::Object& object) {
+  Bnb4Source source;
+  source.codebook = codebook_of(string_of(object.Get("codebook")));
+  source.high_first = string_of(object.Get("nibbles")) == "high-first";
+  source.block = int_of(object.Get("blockSize"));
+  source.codes = range_of(object.Get("codes"));
+  source.absmax = range_of(object.Get("absmax"));
+  source.nested = object.Get("nested").IsObject();
+  if (!source.nested) return source;
+  const Napi::Object nested = object_of(object.Get("nested"));
+  source.nested_block = int_of(nested.Get("blockSize"));
+  source.nested_absmax = range_of(nested.Get("absmax"));
+  source.nested_offset = nested.Get("offset").As<Napi::Number>().FloatValue();
+  const auto map = nested.Get("map").As<Napi::Float32Array>();
+  if (map.ElementLength() != source.nested_map.size()) {
+    fail(Code::kInvalidArgument, "Expected f32[256] for map but received f32[%zu]", map.ElementLength());
+  }
+  std::copy_n(map.Data(), source.nested_map.size(), source.nested_map.begin());
+  return source;
 }
 
 }  // namespace
@@ -48,6 +71,8 @@ TensorSource source_of(const Napi::Value& value) {
       source.residual_codes = range_of(object.Get("residualCodes"));
       source.residual_scales = range_of(object.Get("residualScales"));
     }
+  } else if (object.Get("bnb4").IsObject()) {
+    source.bnb4 = bnb4_of(object_of(object.Get("bnb4")));
   } else {
     source.values = range_of(object.Get("values"));
   }

@@ -82,4 +82,12 @@ const char* storage_name(Storage storage) {
   return "";
 }
 
+Codebook codebook_of(const std::string& name) {
+  if (name == "nf4") return Codebook::kNf4;
+  if (name == "fp4") return Codebook::kFp4;
+  fail(Code::kInvalidArgument, "Expected 'nf4' | 'fp4' but received '%s'", name.c_str());
+}
+
+const char* codebook_name(Codebook codebook) { return codebook == Codebook::kNf4 ? "nf4" : "fp4"; }
+
 }  // namespace qn

@@ -43,5 +43,7 @@ std::vector<float> floats_of(const Napi::Value& value);
 // "nvfp4", "fp32", "fp16", "bf16"
 Storage storage_of(const std::string& name);
 const char* storage_name(Storage storage);
+Codebook codebook_of(const std::string& name);
+const char* codebook_name(Codebook codebook);
 
 }  // namespace qn

@@ -29,12 +29,6 @@ DType dtype_of(Storage storage) {
   return storage == Storage::kF32 ? DType::kF32 : storage == Storage::kF16 ? DType::kF16 : DType::kBF16;
 }
 
-void read_any(const SourceReader& reader, const PieceScratch& scratch, const TensorExtent& tensor,
-              const TensorSource& source, int64_t begin, int64_t end) {
-  if (source.packed) return reader.read_decoded(scratch, tensor, source, begin, end);
-  reader.read_values(scratch.values, tensor, source.values, begin, end, scratch.raw);
-}
-
 // work(begin, end, scratch, piece) over a range on all threads.
 template <typename Work>
 void in_pieces(int64_t range_begin, int64_t range_end, const Cpu& cpu, Work&& work) {
@@ -77,7 +71,7 @@ ConvertErrors copy_packed(const SourceReader& reader, const ConvertArgs& args, c
 
 ConvertErrors quantize_values(const SourceReader& reader, const ConvertArgs& args, const PieceScratch& scratch,
                               int64_t begin, int64_t end, const Cpu& cpu) {
-  read_any(reader, scratch, args.tensor, *args.source, begin, end);
+  reader.read_any(scratch, args.tensor, *args.source, begin, end);
   const PackedTile out(args, scratch, begin, end);
   quantize_piece(out.codes, out.scales, scratch.values, out.count, args.global_scale, args.scale_rule, cpu.isa);
   linear_kernels(cpu.isa).decode_nvfp4(scratch.decoded, out.codes, out.scales, args.global_scale, out.count, false);
@@ -95,15 +89,14 @@ ConvertErrors convert_dense(const SourceReader& reader, const ConvertArgs& args,
   const PieceName name{args.tensor.name, begin, args.tensor.cols};
   if (args.layout == Layout::kGgmlQ8) {
     uint8_t* blocks = args.out + at / kGgmlQ8Columns * kGgmlQ8Bytes;
-    read_any(reader, scratch, args.tensor, *args.source, begin, end);
+    reader.read_any(scratch, args.tensor, *args.source, begin, end);
     narrow_q8(blocks, scratch.values, count, name);
     unpack_ggml_q8_0(scratch.decoded, blocks, count);
-  } else if (uint8_t* out = args.out + at * dtype_bytes(dtype);
-             !args.source->packed && stored.layout == Layout::kPlain && stored.dtype == dtype) {
+  } else if (uint8_t* out = args.out + at * dtype_bytes(dtype); args.source->is_plain() && stored.dtype == dtype) {
     reader.read_stored(out, args.tensor, stored, begin, end);
     return {};
   } else {
-    read_any(reader, scratch, args.tensor, *args.source, begin, end);
+    reader.read_any(scratch, args.tensor, *args.source, begin, end);
     narrow(out, scratch.values, args.storage, count, name, linear_kernels(cpu.isa));
     widen(scratch.decoded, out, dtype, count, linear_kernels(cpu.isa));
   }
@@ -133,12 +126,7 @@ float amax_of_range(const SourceReader& reader, const TensorExtent& tensor, cons
                     int64_t end, const Cpu& cpu) {
   std::vector<float> pieces(pieces_of(begin, end));
   in_pieces(begin, end, cpu, [&](int64_t first, int64_t last, const PieceScratch& scratch, size_t piece) {
-    if (!source.packed) {
-      pieces[piece] = reader.read_largest(scratch, tensor, source.values, first, last);
-      return;
-    }
-    reader.read_decoded(scratch, tensor, source, first, last);
-    pieces[piece] = largest_magnitude(scratch.values, DType::kF32, last - first);
+    pieces[piece] = reader.read_largest(scratch, tensor, source, first, last);
   });
   return pieces.empty() ? 0.0f : *std::max_element(pieces.begin(), pieces.end());
 }
@@ -149,9 +137,9 @@ RangeDifference compare_ranges(const SourceReader& reader_a, const TensorSource&
   std::vector<RangeDifference> pieces(pieces_of(begin, end));
   in_pieces(begin, end, cpu, [&](int64_t first, int64_t last, const PieceScratch& scratch, size_t piece) {
     const int64_t count = last - first;
-    read_any(reader_a, scratch, tensor, a, first, last);
+    reader_a.read_any(scratch, tensor, a, first, last);
     std::copy_n(scratch.values, count, scratch.decoded);
-    read_any(reader_b, scratch, tensor, b, first, last);
+    reader_b.read_any(scratch, tensor, b, first, last);
     pieces[piece].errors = value_errors(scratch.values, scratch.decoded, count, cpu.isa);
     for (int64_t i = 0; i < count; ++i) pieces[piece].different += scratch.values[i] != scratch.decoded[i];
   });

@@ -25,6 +25,14 @@ Storage storage_of(DType dtype) {
   return dtype == DType::kF32 ? Storage::kF32 : dtype == DType::kF16 ? Storage::kF16 : Storage::kBF16;
 }
 
+void require_whole_blocks(const Parameter& p) {
+  if (p.cols % kBnb4BlockSize == 0) return;
+  fail_at(p.name, Code::kUnsupported,
+          "%s has rows of %lld columns, and bitsandbytes weights run as they are in whole blocks of 64 only; load with "
+          "weights: 'nvfp4', 'bf16', 'fp16' or 'fp32'",
+          p.name.c_str(), (long long)p.cols);
+}
+
 // What the parameter becomes in memory.
 Storage target_storage(const Parameter& p, const TensorSource& source, const LoadOptions& options, bool is_embedding) {
   if (options.in_place) return p.storage;
@@ -35,7 +43,9 @@ Storage target_storage(const Parameter& p, const TensorSource& source, const Loa
   if (source.packed) return Storage::kNvfp4;
   const bool stays = is_embedding && !options.quantize_raw_embedding;
   const bool quantizes = options.quantize && packs(p) && !stays && !options.convert_dense;
-  return quantizes ? Storage::kNvfp4 : storage_of(source.values.dtype);
+  if (quantizes) return Storage::kNvfp4;
+  if (source.bnb4) require_whole_blocks(p);
+  return source.bnb4 ? Storage::kBnb4 : storage_of(source.values.dtype);
 }
 
 class Loader {
@@ -48,12 +58,13 @@ class Loader {
 
   // Files are read once, and twice where the largest magnitude must be known before the first block is quantised.
   void plan(const TensorSource& source, Storage target) {
-    total_ += source.packed ? packed_bytes(source) : source.values.bytes * (scans(source, target) ? 2 : 1);
+    total_ += source_bytes(source) * (scans(source, target) ? 2 : 1);
   }
 
   void allocate(Parameter& p, const TensorSource& source, Storage target) const {
     if (options_.in_place) return keep(p, source);
     p.allocate(device_.ledger(), target);
+    if (source.bnb4) p.codebook = source.bnb4->codebook;
     if (source.residual && target == Storage::kNvfp4) p.allocate_residual(device_.ledger(), false);
     p.two_level = true;
     p.global_scale = 1.0f;
@@ -63,7 +74,7 @@ class Loader {
   void load(Parameter& p, const TensorSource& source) {
     const bool packs = p.storage == Storage::kNvfp4;
     if (source.packed && packs) return load_packed(p, source);
-    if (source.packed) return dequantize(p, source);
+    if (p.storage == Storage::kBnb4) return load_bnb4(p, source);
     if (packs) return quantize(p, source);
     load_dense(p, source);
   }
@@ -75,9 +86,10 @@ class Loader {
  private:
   // The buffers stay where they are: graphs and optimizers know them.
   void keep(Parameter& p, const TensorSource& source) const {
-    if (source.packed != (p.storage == Storage::kNvfp4)) {
-      fail(Code::kInvalidArgument, "%s cannot be read in place: its source is %s", p.name.c_str(),
-           source.packed ? "NVFP4" : "dense");
+    const bool is_bnb4 = p.storage == Storage::kBnb4;
+    if (source.packed != (p.storage == Storage::kNvfp4) || source.bnb4.has_value() != is_bnb4 ||
+        (is_bnb4 && source.bnb4->codebook != p.codebook)) {
+      fail(Code::kInvalidArgument, "%s cannot be read in place: its source has another form", p.name.c_str());
     }
     ++p.overwrites;
     if (source.residual && !p.residual_codes) p.allocate_residual(device_.ledger(), false);
@@ -137,7 +149,7 @@ class Loader {
   void load_packed(Parameter& p, const TensorSource& source) {
     p.two_level = source.two_level;
     p.global_scale = source.two_level ? source.global_scale : 1.0f;
-    fill(p, packed_bytes(source), source.residual,
+    fill(p, source_bytes(source), source.residual,
          [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
            const TensorExtent tensor = extent_of(p);
            reader_.read_packed(slab.codes(begin), slab.scales(begin), tensor, source.codes, source.scales, begin, end,
@@ -148,33 +160,29 @@ class Loader {
          });
   }
 
+  void load_bnb4(Parameter& p, const TensorSource& source) {
+    fill(p, source_bytes(source), false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
+      auto* absmax = reinterpret_cast<float*>(slab.scales(begin));
+      reader_.read_bnb4(slab.codes(begin), absmax, extent_of(p), *source.bnb4, begin, end, scratch.raw);
+    });
+  }
+
   void load_dense(Parameter& p, const TensorSource& source) {
-    const bool same = source.values.layout == Layout::kPlain && storage_of(source.values.dtype) == p.storage;
-    fill(p, source.values.bytes, false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
+    const bool same = source.is_plain() && storage_of(source.values.dtype) == p.storage;
+    fill(p, source_bytes(source), false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
       if (same) return reader_.read_stored(slab.dense(begin), extent_of(p), source.values, begin, end);
-      reader_.read_values(scratch.values, extent_of(p), source.values, begin, end, scratch.raw);
-      narrow_values(p, begin, end, slab, scratch);
+      reader_.read_any(scratch, extent_of(p), source, begin, end);
+      const PieceName name{p.name, begin, p.cols};
+      narrow(slab.dense(begin), scratch.values, p.storage, end - begin, name, linear_kernels(cpu_.isa));
     });
-  }
-
-  void dequantize(Parameter& p, const TensorSource& source) {
-    fill(p, packed_bytes(source), false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
-      reader_.read_decoded(scratch, extent_of(p), source, begin, end);
-      narrow_values(p, begin, end, slab, scratch);
-    });
-  }
-
-  void narrow_values(const Parameter& p, int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) const {
-    const PieceName name{p.name, begin, p.cols};
-    narrow(slab.dense(begin), scratch.values, p.storage, end - begin, name, linear_kernels(cpu_.isa));
   }
 
   void quantize(Parameter& p, const TensorSource& source) {
     p.two_level = options_.two_level;
     if (options_.two_level) {
       std::atomic<uint32_t> largest{0};
-      scan(p, source.values.bytes, [&](int64_t begin, int64_t end, PieceScratch scratch) {
-        const float found = reader_.read_largest(scratch, extent_of(p), source.values, begin, end);
+      scan(p, source_bytes(source), [&](int64_t begin, int64_t end, PieceScratch scratch) {
+        const float found = reader_.read_largest(scratch, extent_of(p), source, begin, end);
         const auto bits = std::bit_cast<uint32_t>(found);
         uint32_t seen = largest.load(std::memory_order_relaxed);
         while (seen < bits && !largest.compare_exchange_weak(seen, bits, std::memory_order_relaxed)) {
@@ -182,8 +190,8 @@ class Loader {
       });
       p.global_scale = two_level_global_scale(std::bit_cast<float>(largest.load()));
     }
-    fill(p, source.values.bytes, false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
-      reader_.read_values(scratch.values, extent_of(p), source.values, begin, end, scratch.raw);
+    fill(p, source_bytes(source), false, [&](int64_t begin, int64_t end, const Slab& slab, PieceScratch scratch) {
+      reader_.read_any(scratch, extent_of(p), source, begin, end);
       quantize_piece(slab.codes(begin), slab.scales(begin), scratch.values, end - begin, p.global_scale,
                      options_.scale_rule, cpu_.isa);
     });

@@ -72,6 +72,15 @@ void check_scales(const uint8_t* scales, int64_t count, const PieceName& name) {
   }
 }
 
+void check_absmax(const float* absmax, int64_t count, const std::string& parameter, int64_t begin) {
+  if (all_finite(absmax, DType::kF32, count)) return;
+  for (int64_t i = 0; i < count; ++i) {
+    if (absmax[i] - absmax[i] == 0) continue;
+    fail(Code::kNonFiniteWeight, "%s holds the absmax %g of block %lld", parameter.c_str(), double(absmax[i]),
+         (long long)(begin + i));
+  }
+}
+
 void widen(float* out, const void* in, DType dtype, int64_t count, const LinearKernels& kernels) {
   if (dtype == DType::kF32) {
     if (out != in) std::memcpy(out, in, static_cast<size_t>(count) * sizeof(float));

@@ -23,6 +23,9 @@ void check_finite(const void* values, DType dtype, int64_t count, const PieceNam
 // E4M3 scales: Error(kNonFiniteWeight) names the first that is NaN or has its sign bit set.
 void check_scales(const uint8_t* scales, int64_t count, const PieceName& name);
 
+// f32 absmax of bitsandbytes, of which the first is number `begin`: the same for NaN and infinity.
+void check_absmax(const float* absmax, int64_t count, const std::string& parameter, int64_t begin);
+
 // kF32, kF16 or kBF16 to f32, exact. in and out may be the same memory only for kF32.
 void widen(float* out, const void* in, DType dtype, int64_t count, const LinearKernels& kernels);
 // Finite f32 to f32, f16 or bf16, to nearest even. Error(kNonFiniteWeight) where a finite value overflows f16.

@@ -1,8 +1,10 @@
 #include "model/source_reader.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
+#include "core/memory.h"
 #include "core/status.h"
 #include "format/ggml_blocks.h"
 #include "ops/gemm.h"
@@ -27,6 +29,8 @@ BlockSize block_of(Layout layout) {
   return {1, 0};
 }
 
+int64_t blocks_of(int64_t count, int64_t block) { return (count + block - 1) / block; }
+
 }  // namespace
 
 SourceReader::SourceReader(const std::vector<std::string>& files, const Cpu& cpu) : kernels_(linear_kernels(cpu.isa)) {
@@ -36,6 +40,7 @@ SourceReader::SourceReader(const std::vector<std::string>& files, const Cpu& cpu
 
 void SourceReader::check(const TensorExtent& tensor, const TensorSource& source) const {
   const std::string& name = tensor.name;
+  if (source.bnb4) return check_bnb4(tensor, *source.bnb4);
   if (!source.packed) {
     check_range(tensor, source.values, tensor.count, {DType::kF32, DType::kF16, DType::kBF16});
     if (source.values.layout == Layout::kGgmlNvfp4) fail(Code::kInvalidArgument, "%s is NVFP4", name.c_str());
@@ -57,6 +62,18 @@ void SourceReader::check(const TensorExtent& tensor, const TensorSource& source)
   if (!(source.global_scale > 0) || !(source.global_scale - source.global_scale == 0)) {
     fail(Code::kInvalidArgument, "%s has a global scale of %g", name.c_str(), double(source.global_scale));
   }
+}
+
+void SourceReader::check_bnb4(const TensorExtent& tensor, const Bnb4Source& source) const {
+  const auto is_block = [](int64_t n) { return n >= 64 && n <= 4096 && std::has_single_bit(static_cast<uint64_t>(n)); };
+  if (tensor.count % 2 != 0 || !is_block(source.block) || (source.nested && !is_block(source.nested_block))) {
+    fail(Code::kInvalidArgument, "%s has blocks of %lld of %lld elements", tensor.name.c_str(), (long long)source.block,
+         (long long)tensor.count);
+  }
+  const int64_t blocks = blocks_of(tensor.count, source.block);
+  check_range(tensor, source.codes, tensor.count / 2, {DType::kU8});
+  check_range(tensor, source.absmax, blocks, {source.nested ? DType::kU8 : DType::kF32});
+  if (source.nested) check_range(tensor, source.nested_absmax, blocks_of(blocks, source.nested_block), {DType::kF32});
 }
 
 void SourceReader::check_range(const TensorExtent& tensor, const FileRange& range, int64_t count,
@@ -140,13 +157,57 @@ void SourceReader::read_values(float* out, const TensorExtent& tensor, const Fil
   widen(out, in, range.dtype, end - begin, kernels_);
 }
 
-float SourceReader::read_largest(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& range,
-                                 int64_t begin, int64_t end) const {
-  if (range.layout == Layout::kPlain) {
-    read_stored(scratch.raw, tensor, range, begin, end);
-    return largest_magnitude(scratch.raw, range.dtype, end - begin);
+void SourceReader::read_absmax(float* out, const TensorExtent& tensor, const Bnb4Source& source, int64_t first,
+                               int64_t last, uint8_t* raw) const {
+  if (!source.nested) {
+    read(out, source.absmax, first, last);
+  } else {
+    read(raw, source.absmax, first, last);
+    auto* nested = reinterpret_cast<float*>(raw + Arena::aligned(last - first));
+    const int64_t begin = first / source.nested_block;
+    read(nested, source.nested_absmax, begin, blocks_of(last, source.nested_block));
+    for (int64_t i = first; i < last; ++i) {
+      out[i - first] = bnb4_nested_absmax(source.nested_map.data(), raw[i - first],
+                                          nested[i / source.nested_block - begin], source.nested_offset);
+    }
   }
-  read_values(scratch.values, tensor, range, begin, end, scratch.raw);
+  check_absmax(out, last - first, tensor.name, first);
+}
+
+void SourceReader::read_bnb4(uint8_t* code_bytes, float* absmax, const TensorExtent& tensor, const Bnb4Source& source,
+                             int64_t begin, int64_t end, uint8_t* raw) const {
+  read(code_bytes, source.codes, begin / 2, end / 2);
+  if (source.high_first) {
+    for (int64_t i = 0; i < (end - begin) / 2; ++i) code_bytes[i] = swap_nibbles(code_bytes[i]);
+  }
+  const int64_t first = begin / source.block, last = blocks_of(end, source.block);
+  if (source.block == kBnb4BlockSize) return read_absmax(absmax, tensor, source, first, last, raw);
+  auto* blocks = reinterpret_cast<float*>(raw);
+  read_absmax(blocks, tensor, source, first, last, raw + Arena::aligned((last - first) * 4));
+  for (int64_t at = begin; at < end; at += kBnb4BlockSize) {
+    absmax[(at - begin) / kBnb4BlockSize] = blocks[at / source.block - first];
+  }
+}
+
+void SourceReader::read_any(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source,
+                            int64_t begin, int64_t end) const {
+  if (source.packed) return read_decoded(scratch, tensor, source, begin, end);
+  if (!source.bnb4) return read_values(scratch.values, tensor, source.values, begin, end, scratch.raw);
+  uint8_t* codes = scratch.raw;
+  auto* absmax = reinterpret_cast<float*>(scratch.raw + kPiece / 2);
+  read_bnb4(codes, absmax, tensor, *source.bnb4, begin, end, scratch.more);
+  // Whole steps of the kernel: a piece ends inside one only where the tensor does, and its scratch goes on.
+  const int64_t count = (end - begin + 15) / 16 * 16;
+  kernels_.decode_bnb4(scratch.values, codes, absmax, bnb4_values(source.bnb4->codebook), 0, count);
+}
+
+float SourceReader::read_largest(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source,
+                                 int64_t begin, int64_t end) const {
+  if (source.is_plain()) {
+    read_stored(scratch.raw, tensor, source.values, begin, end);
+    return largest_magnitude(scratch.raw, source.values.dtype, end - begin);
+  }
+  read_any(scratch, tensor, source, begin, end);
   return largest_magnitude(scratch.values, DType::kF32, end - begin);
 }
 
@@ -171,7 +232,9 @@ void SourceReader::decode(const PieceScratch& scratch, const TensorExtent& tenso
   kernels_.decode_nvfp4(scratch.values, code_bytes, scale_bytes, global, end - begin, add);
 }
 
-int64_t packed_bytes(const TensorSource& source) {
+int64_t source_bytes(const TensorSource& source) {
+  if (source.bnb4) return source.bnb4->codes.bytes + source.bnb4->absmax.bytes + source.bnb4->nested_absmax.bytes;
+  if (!source.packed) return source.values.bytes;
   const int64_t residual = source.residual ? source.residual_codes.bytes + source.residual_scales.bytes : 0;
   // NVFP4 blocks have codes and scales in the same bytes.
   const int64_t scales = source.codes.layout == Layout::kPlain ? source.scales.bytes : 0;

@@ -52,20 +52,29 @@ class SourceReader {
   // Dense values as f32: straight from the file, or through `raw`.
   void read_values(float* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
                    uint8_t* raw) const;
-  // max |x| of dense values.
-  float read_largest(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& range, int64_t begin,
+  // Codes in the order of memory, and the f32 absmax of every 64 elements, of which `begin` is a multiple.
+  void read_bnb4(uint8_t* code_bytes, float* absmax, const TensorExtent& tensor, const Bnb4Source& source,
+                 int64_t begin, int64_t end, uint8_t* raw) const;
+  // scratch.values = the values of any source, with its residual.
+  void read_any(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source, int64_t begin,
+                int64_t end) const;
+  // max |x| of them.
+  float read_largest(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source, int64_t begin,
                      int64_t end) const;
-  // scratch.values = the values of a packed source, with its residual.
-  void read_decoded(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source, int64_t begin,
-                    int64_t end) const;
 
  private:
   void check_range(const TensorExtent& tensor, const FileRange& range, int64_t count,
                    std::initializer_list<DType> dtypes) const;
+  void check_bnb4(const TensorExtent& tensor, const Bnb4Source& source) const;
   void read_scales(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end,
                    uint8_t* raw) const;
   // Whole blocks of the file that hold elements [begin, end).
   void read_blocks(uint8_t* out, const TensorExtent& tensor, const FileRange& range, int64_t begin, int64_t end) const;
+  // f32 absmax of blocks [first, last) of the file.
+  void read_absmax(float* out, const TensorExtent& tensor, const Bnb4Source& source, int64_t first, int64_t last,
+                   uint8_t* raw) const;
+  void read_decoded(const PieceScratch& scratch, const TensorExtent& tensor, const TensorSource& source, int64_t begin,
+                    int64_t end) const;
   void decode(const PieceScratch& scratch, const TensorExtent& tensor, const FileRange& codes, const FileRange& scales,
               float global, int64_t begin, int64_t end, bool add) const;
 
@@ -74,7 +83,7 @@ class SourceReader {
   std::vector<int64_t> sizes_;
 };
 
-// Bytes of the codes and scales of a packed source, residual included.
-int64_t packed_bytes(const TensorSource& source);
+// Bytes that a source is read from.
+int64_t source_bytes(const TensorSource& source);
 
 }  // namespace qn

@@ -9,12 +9,22 @@ import {
   readQwen3Config,
 } from 'qwen3-nvfp4'
 import { interruptible } from './exit'
+import { nibblesFlag } from './model-flags'
 import { ByteBar, json, line, table, warn } from './output'
 import { flag, integer, list, oneOf, pick, text } from './values'
 
 interface Flags extends Pick<
   ConvertOptions,
-  'format' | 'scales' | 'scaleRule' | 'requantize' | 'denseType' | 'embedding' | 'head' | 'shardBytes' | 'threads'
+  | 'format'
+  | 'scales'
+  | 'scaleRule'
+  | 'requantize'
+  | 'denseType'
+  | 'embedding'
+  | 'head'
+  | 'shardBytes'
+  | 'nibbles'
+  | 'threads'
 > {
   weights?: FileStorage
   dense?: string[]
@@ -87,6 +97,7 @@ export function convertCommand(): Command {
     .optionsGroup('Source:')
     .addOption(flag('--model-dir <dir>', "folder of config.json and tokenizer (default: the source's)", text))
     .addOption(flag('--config <file>', 'config.json of the model, where it has none', text))
+    .addOption(nibblesFlag())
     .addOption(flag('--no-strict', 'leave out tensors that the model does not use'))
     .optionsGroup('Work:')
     .addOption(flag('--no-verify', 'do not read back what was written'))
@@ -105,7 +116,7 @@ async function run(source: string, target: string, flags: Flags, signal: AbortSi
   try {
     const result = await convert(source, target, {
       ...pick(flags, ['format', 'weights', 'scales', 'scaleRule', 'requantize', 'dense', 'denseType', 'embedding']),
-      ...pick(flags, ['head', 'shardBytes', 'modelDir', 'threads']),
+      ...pick(flags, ['head', 'shardBytes', 'modelDir', 'nibbles', 'threads']),
       ...(config !== undefined && { config: await readQwen3Config(config) }),
       strict,
       verify,

@@ -6,6 +6,7 @@ import {
   type Compute,
   type InitializeOptions,
   type LoadOptions,
+  type Nibbles,
   type Qwen3Config,
   Qwen3Nvfp4Model,
   readQwen3Config,
@@ -33,11 +34,20 @@ export interface ModelFlags {
   embedding?: 'as-stored' | 'nvfp4'
   scales?: 'two-level' | 'one-level'
   scaleRule?: 'amax' | 'four-over-six'
+  nibbles?: Nibbles
   /** false with --no-strict. */
   strict: boolean
 }
 
 const storages = ['nvfp4', 'fp32', 'bf16', 'fp16'] as const
+
+/** Of every command that reads a checkpoint. */
+export const nibblesFlag = () =>
+  flag(
+    '--nibbles <order>',
+    'of bitsandbytes codes in a .dat that has no state: high-first, low-first (default: high-first)',
+    oneOf('high-first', 'low-first'),
+  )
 
 export function addModelFlags(command: Command, { tokenizer }: { tokenizer: boolean }): Command {
   command
@@ -88,6 +98,7 @@ export function addModelFlags(command: Command, { tokenizer }: { tokenizer: bool
         oneOf('amax', 'four-over-six'),
       ),
     )
+    .addOption(nibblesFlag())
     .addOption(flag('--no-strict', 'ignore tensors of the file that the model does not use'))
     .optionsGroup('Device:')
     .addOption(flag('--device <name>', "'cpu' or 'cuda:N', never replaced by another (default: cpu)", device))
@@ -117,7 +128,17 @@ export async function openModel(flags: ModelFlags, signal: AbortSignal): Promise
 
 async function load(path: string, flags: ModelFlags, config: string | undefined, signal: AbortSignal) {
   const options: LoadOptions = {
-    ...pick(flags, ['device', 'threads', 'compute', 'modelDir', 'weights', 'embedding', 'scales', 'scaleRule']),
+    ...pick(flags, [
+      'device',
+      'threads',
+      'compute',
+      'modelDir',
+      'weights',
+      'embedding',
+      'scales',
+      'scaleRule',
+      'nibbles',
+    ]),
     strict: flags.strict,
     ...(config !== undefined && { config: await readQwen3Config(config) }),
     signal,

@@ -1,7 +1,8 @@
 /** `verify`: whether two checkpoints hold the same model. */
 import { Command } from 'commander'
-import { readQwen3Config, verify, type VerifyResult } from 'qwen3-nvfp4'
+import { type Nibbles, readQwen3Config, verify, type VerifyResult } from 'qwen3-nvfp4'
 import { Exit, exitCodes, interruptible } from './exit'
+import { nibblesFlag } from './model-flags'
 import { ByteBar, json, line } from './output'
 import { flag, integer, number, oneOf, pick, text } from './values'
 
@@ -9,6 +10,7 @@ interface Flags {
   by?: 'values' | 'bits'
   tolerance?: number
   config?: string
+  nibbles?: Nibbles
   threads?: number
   json?: boolean
 }
@@ -32,6 +34,7 @@ export function verifyCommand(): Command {
       flag('--tolerance <x>', 'largest difference of two values that counts as none (default: 0)', number({ min: 0 })),
     )
     .addOption(flag('--config <file>', 'config.json, where neither has one', text))
+    .addOption(nibblesFlag())
     .addOption(flag('--threads <n>', 'threads of the CPU (default: the cores this process may use)', integer(1, 1024)))
     .addOption(flag('--json', 'the whole comparison as one JSON object'))
     .action((a: string, b: string, flags: Flags) => interruptible((signal) => run(a, b, flags, signal)))
@@ -42,7 +45,7 @@ async function run(a: string, b: string, flags: Flags, signal: AbortSignal): Pro
   let result: VerifyResult
   try {
     result = await verify(a, b, {
-      ...pick(flags, ['by', 'tolerance', 'threads']),
+      ...pick(flags, ['by', 'tolerance', 'nibbles', 'threads']),
       ...(flags.config !== undefined && { config: await readQwen3Config(flags.config) }),
       signal,
       onProgress: bar.update,

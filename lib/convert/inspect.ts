@@ -5,7 +5,7 @@ import type { DTypeName } from '../../types/format'
 import { checkBoolean, checkOptions, checkPath, checkSignal } from '../check'
 import { Qwen3Nvfp4Error, throwIfAborted } from '../errors'
 import { e4m3ToF32 } from '../format/floats'
-import { checkConfig, findConfig, interpret } from '../model/checkpoint'
+import { checkConfig, findConfig, interpret, readBnb4States } from '../model/checkpoint'
 import { CheckpointFiles } from '../model/checkpoint-files'
 import { surveyParameters, type IndexedEntry, type ParameterSurvey } from '../model/checkpoint-match'
 import { parameterSpecs } from '../model/parameter-specs'
@@ -13,7 +13,7 @@ import { formatOfTensors } from '../model/tensor-names'
 
 /**
  * Says what is in a `.dat`, a GGUF, a safetensors file or a Hugging Face directory, and whether it is the model that its
- * configuration describes. Reads the index alone; with `scales: true` also every NVFP4 block scale.
+ * configuration describes. Reads the index alone; with `scales: true` also every NVFP4 block scale. (Of bitsandbytes weights the tables and states are read too, some hundred bytes each.)
  *
  * @example
  * const { tensors, missing, problems } = await inspect('model.dat')
@@ -38,7 +38,7 @@ export async function inspect(path: string | URL, options?: InspectOptions): Pro
     ...(config && { config, parameterCount: parametersOf(config) }),
     missing: survey?.missing ?? [],
     unexpected: survey?.unused.map(({ key }) => key) ?? [],
-    ignored: survey?.ignored.map(({ key }) => key) ?? [],
+    ignored: survey ? [...survey.ignored, ...survey.superseded].map(({ key }) => key) : [],
     problems,
   }
 }
@@ -60,11 +60,24 @@ async function surveyFiles(
     const declared = given ? checkConfig(given) : await findConfig(files, modelDir)
     const { config, format, entries } = await interpret(files, declared, modelDir)
     const survey = surveyParameters(config, format, entries, files.paths)
-    return { config, format, survey, problems: survey.problems.map(({ message }) => message) }
+    const problems = survey.problems.map(({ message }) => message)
+    if (problems.length + survey.missing.length === 0) problems.push(...(await problemsOfStates(files, config, survey)))
+    return { config, format, survey, problems }
   } catch (error) {
     if (!(error instanceof Qwen3Nvfp4Error)) throw error
     const format = files.kind === 'safetensors' ? formatOfTensors(files.entries) : files.kind
     return { format, problems: [error.message] }
+  }
+}
+
+/** What is wrong with the table or state of a bitsandbytes weight: the first of them. */
+async function problemsOfStates(files: CheckpointFiles, config: Qwen3Config, survey: ParameterSurvey) {
+  try {
+    await readBnb4States(files, config, survey.found)
+    return []
+  } catch (error) {
+    if (!(error instanceof Qwen3Nvfp4Error)) throw error
+    return [error.message]
   }
 }
 

@@ -33,7 +33,7 @@ export interface CheckedConvert {
   scaleRule: 'amax' | 'four-over-six'
   shardBytes: number
   verify: boolean
-  open: Pick<LoadOptions, 'config' | 'modelDir' | 'strict' | 'signal'>
+  open: Pick<LoadOptions, 'config' | 'modelDir' | 'nibbles' | 'strict' | 'signal'>
   threads?: number
   signal?: AbortSignal
   onProgress: ConvertOptions['onProgress']
@@ -53,6 +53,7 @@ export function checkConvert(source: unknown, target: unknown, options: ConvertO
     'verify',
     'config',
     'modelDir',
+    'nibbles',
     'strict',
     'threads',
     'signal',
@@ -75,7 +76,7 @@ export function checkConvert(source: unknown, target: unknown, options: ConvertO
       throw wrongType(`nothing (it is about a .dat, and the format is ${format})`, name, given[name])
   }
   const signal = checkSignal(given.signal)
-  const { config, strict } = given
+  const { config, nibbles, strict } = given
   return {
     source: resolve(checkPath('source', source)),
     target: path,
@@ -83,7 +84,7 @@ export function checkConvert(source: unknown, target: unknown, options: ConvertO
     scaleRule: checkOneOf('scaleRule', given.scaleRule ?? 'amax', ['amax', 'four-over-six']),
     shardBytes: checkInteger('shardBytes', given.shardBytes ?? 5e9, 1),
     verify: checkBoolean('verify', given.verify ?? true),
-    open: { config, strict, signal, modelDir: given.modelDir && checkPath('modelDir', given.modelDir) },
+    open: { config, nibbles, strict, signal, modelDir: given.modelDir && checkPath('modelDir', given.modelDir) },
     threads: given.threads,
     signal,
     onProgress: checkFunction('onProgress', given.onProgress),

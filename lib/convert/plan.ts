@@ -1,6 +1,6 @@
 /** What a conversion makes of every parameter, decided before anything is read. */
-import type { Checkpoint, ParameterPart } from '../../types/checkpoint'
-import type { ConvertOptions, DenseStorage, ExportFormat, FileStorage } from '../../types/convert'
+import type { Bnb4Part, Checkpoint, ParameterPart } from '../../types/checkpoint'
+import type { ConvertOptions, DenseStorage, ExportFormat, FileStorage, SourceStorage } from '../../types/convert'
 import type { DTypeName } from '../../types/format'
 import type { NativeTensorSource } from '../../types/native'
 import { Qwen3Nvfp4Error } from '../errors'
@@ -9,9 +9,11 @@ import { listNames } from '../model/checkpoint-match'
 import { parameterSpecs, type ParameterSpec } from '../model/parameter-specs'
 import { tensorNames, type TensorNames } from '../model/tensor-names'
 
+type WrittenPart = Exclude<ParameterPart, Bnb4Part>
+
 /** One tensor of a file to be written. */
 export interface PlannedPart {
-  part: ParameterPart
+  part: WrittenPart
   key: string
   dtype: DTypeName
   shape: number[]
@@ -20,7 +22,7 @@ export interface PlannedPart {
 
 export interface PlannedTensor extends ParameterSpec {
   source: NativeTensorSource
-  from: FileStorage
+  from: SourceStorage
   to: FileStorage
   /** Whether codes and scales stay as they are. */
   copies: boolean
@@ -105,11 +107,7 @@ function planTensor(
   policy: ConvertPolicy,
   isEmbedding: boolean,
 ): PlannedTensor {
-  const from = source.codes
-    ? 'nvfp4'
-    : source.values!.blocks === 'q8_0'
-      ? 'q8_0'
-      : ofDtype[source.values!.dtype as keyof typeof ofDtype]
+  const from = formOf(source)
   const to = isPacked(spec, from, policy, isEmbedding) ? 'nvfp4' : denseStorage(spec, from, policy)
   const { globalScale = 1, residualCodes } = source
   const keepsResidual = !residualCodes || (policy.format === 'dat' && policy.twoLevel)
@@ -121,11 +119,17 @@ function planTensor(
   return { ...tensor, parts: partsOf(spec, to, policy, copies && residualCodes !== undefined) }
 }
 
+function formOf({ codes, bnb4, values }: NativeTensorSource): SourceStorage {
+  if (codes) return 'nvfp4'
+  if (bnb4) return 'bnb4'
+  return values!.blocks === 'q8_0' ? 'q8_0' : ofDtype[values!.dtype as keyof typeof ofDtype]
+}
+
 /**
  * Runtimes of ModelOpt and compressed-tensors files keep embedding and head dense; those of GGUF look tokens up in dense
  * embeddings, and its blocks have 64 columns.
  */
-function isPacked(spec: ParameterSpec, from: FileStorage, policy: ConvertPolicy, isEmbedding: boolean): boolean {
+function isPacked(spec: ParameterSpec, from: SourceStorage, policy: ConvertPolicy, isEmbedding: boolean): boolean {
   if (policy.weights !== 'nvfp4' || spec.isVector || spec.cols % 16 !== 0) return false
   const module = spec.name.replace(/\.weight$/, '')
   if (policy.dense.some((pattern) => matches(pattern, module))) return false
@@ -135,10 +139,11 @@ function isPacked(spec: ParameterSpec, from: FileStorage, policy: ConvertPolicy,
   return !isEmbedding || from === 'nvfp4' || policy.embedding === 'nvfp4'
 }
 
-/** In a GGUF norms are fp32, as its runtimes want them; elsewhere what was Q8_0 is. */
-function denseStorage(spec: ParameterSpec, from: FileStorage, { denseType, format }: ConvertPolicy): FileStorage {
+/** In a GGUF norms are fp32, as its runtimes want them; elsewhere what was Q8_0 is, and what bitsandbytes stored. */
+function denseStorage(spec: ParameterSpec, from: SourceStorage, { denseType, format }: ConvertPolicy): FileStorage {
   if (format === 'gguf' && spec.isVector) return 'fp32'
-  const wanted = denseType !== 'as-stored' ? denseType : from === 'nvfp4' ? 'bf16' : from
+  const stored = from === 'nvfp4' ? 'bf16' : from === 'bnb4' ? 'fp32' : from
+  const wanted = denseType !== 'as-stored' ? denseType : stored
   return wanted === 'q8_0' && (format !== 'gguf' || spec.cols % 32 !== 0) ? 'fp32' : wanted
 }
 
@@ -176,7 +181,7 @@ function ggufPartsOf({ name, rows, cols, isVector }: ParameterSpec, to: FileStor
 
 function partsOf(spec: ParameterSpec, to: FileStorage, policy: ConvertPolicy, withResidual: boolean): PlannedPart[] {
   const { name, rows, cols, isVector } = spec
-  const part = (part: ParameterPart, key: string, dtype: keyof typeof elementBytes, shape: number[]): PlannedPart => {
+  const part = (part: WrittenPart, key: string, dtype: keyof typeof elementBytes, shape: number[]): PlannedPart => {
     return { part, key, dtype, shape, bytes: shape.reduce((a, b) => a * b, elementBytes[dtype]) }
   }
   if (to !== 'nvfp4') return [part('values', name, dtypes[to as DenseStorage], isVector ? [cols] : [rows, cols])]

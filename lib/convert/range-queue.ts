@@ -54,9 +54,10 @@ const elementBytes: Partial<Record<DTypeName, number>> = {
 }
 
 /** Bytes that a source is read from. */
-export function sourceBytes({ values, codes, scales, residualCodes, residualScales }: NativeTensorSource): number {
+export function sourceBytes({ values, codes, scales, bnb4, ...residual }: NativeTensorSource): number {
   // NVFP4 blocks have codes and scales in the same bytes.
-  const ranges = [values, codes, codes?.blocks ? undefined : scales, residualCodes, residualScales]
+  const nvfp4 = [codes, codes?.blocks ? undefined : scales, residual.residualCodes, residual.residualScales]
+  const ranges = [values, ...nvfp4, bnb4?.codes, bnb4?.absmax, bnb4?.nested?.absmax]
   return ranges.reduce((sum, range) => sum + (range?.bytes ?? 0), 0)
 }
 

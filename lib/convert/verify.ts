@@ -2,7 +2,7 @@ import { resolve } from 'node:path'
 import type { Checkpoint } from '../../types/checkpoint'
 import type { TensorDifference, VerifyOptions, VerifyResult } from '../../types/convert'
 import type { ByteSource } from '../../types/format'
-import type { NativeDevice, NativeFileRange, NativeTensorSource } from '../../types/native'
+import type { NativeBnb4Source, NativeDevice, NativeFileRange, NativeTensorSource } from '../../types/native'
 import { checkFunction, checkNumber, checkOneOf, checkOptions, checkPath, checkSignal } from '../check'
 import { Qwen3Nvfp4Error, throwIfAborted } from '../errors'
 import { openByteSource, readFully } from '../format/byte-source'
@@ -30,7 +30,15 @@ interface Comparison {
  * const { equal, differences } = await verify('Qwen3-4B', 'model.dat', { tolerance: 0.1 })
  */
 export async function verify(a: string | URL, b: string | URL, options?: VerifyOptions): Promise<VerifyResult> {
-  const given = checkOptions(options, 'options', ['by', 'tolerance', 'config', 'threads', 'signal', 'onProgress'])
+  const given = checkOptions(options, 'options', [
+    'by',
+    'tolerance',
+    'config',
+    'nibbles',
+    'threads',
+    'signal',
+    'onProgress',
+  ])
   const by = checkOneOf('by', given.by ?? 'values', ['bits', 'values'])
   const tolerance = checkNumber('tolerance', given.tolerance ?? 0, { min: 0 })
   const signal = checkSignal(given.signal)
@@ -69,9 +77,13 @@ export async function verify(a: string | URL, b: string | URL, options?: VerifyO
 type Found = Omit<TensorDifference, 'name'>
 
 /** One without a configuration borrows that of the other. */
-async function openBoth(a: string, b: string, { config, signal }: VerifyOptions): Promise<[Checkpoint, Checkpoint]> {
+async function openBoth(
+  a: string,
+  b: string,
+  { config, nibbles, signal }: VerifyOptions,
+): Promise<[Checkpoint, Checkpoint]> {
   const open = async (path: string, config: VerifyOptions['config']) =>
-    openCheckpoint(path, { config, strict: false, signal }).catch((error: unknown) => error as Error)
+    openCheckpoint(path, { config, nibbles, strict: false, signal }).catch((error: unknown) => error as Error)
   const isLost = (result: Checkpoint | Error) => (result as { code?: string }).code === 'CONFIG_NOT_FOUND'
   let [first, second] = [await open(a, config), await open(b, config)]
   if (isLost(first) && !(second instanceof Error)) first = await open(a, second.config)
@@ -128,6 +140,18 @@ const mainParts = ['values', 'codes', 'scales', 'residualCodes', 'residualScales
 /** Blocks of Q8_0 are compared as they are, and those of NVFP4 as the codes and scales in them. */
 const kindOf = (part: string, { dtype, blocks }: NativeFileRange) => `${part} ${blocks === 'q8_0' ? blocks : dtype}`
 
+/** What has to be the same before codes and absmax can be compared as bytes. */
+function formOfBnb4({ codebook, nibbles, blockSize, nested }: NativeBnb4Source): string {
+  const twice = nested ? `, of ${nested.blockSize} and ${nested.offset} again by [${nested.map.join(' ')}]` : ''
+  return `${codebook} ${nibbles} in blocks of ${blockSize}${twice}`
+}
+
+function rangesOf(source: NativeTensorSource): Record<string, NativeFileRange> {
+  const { codes, absmax, nested } = source.bnb4 ?? {}
+  if (codes && absmax) return { codes, absmax, ...(nested && { 'nested absmax': nested.absmax }) }
+  return Object.fromEntries(mainParts.flatMap((part) => (source[part] ? [[part, source[part]]] : [])))
+}
+
 async function compareBits(
   run: Comparison,
   spec: ParameterSpec,
@@ -137,7 +161,9 @@ async function compareBits(
 ): Promise<Found | undefined> {
   const { a, b, signal } = run
   const storage = (source: NativeTensorSource) =>
-    mainParts.flatMap((part) => (source[part] ? [kindOf(part, source[part])] : [])).join(', ')
+    source.bnb4
+      ? formOfBnb4(source.bnb4)
+      : mainParts.flatMap((part) => (source[part] ? [kindOf(part, source[part])] : [])).join(', ')
   if (storage(one) !== storage(other)) {
     return { kind: 'storage', message: `${storage(one)} in one, ${storage(other)} in the other` }
   }
@@ -147,9 +173,9 @@ async function compareBits(
   }
   const inBlocks = [one, other].some(({ codes }) => codes?.blocks)
   if (inBlocks) return comparePacked(run, spec, one, other)
-  for (const part of mainParts) {
-    if (!one[part] || !other[part]) continue
-    const at = await firstDifference(files, a, one[part], b, other[part], signal)
+  const [rangesA, rangesB] = [rangesOf(one), rangesOf(other)]
+  for (const [part, range] of Object.entries(rangesA)) {
+    const at = await firstDifference(files, a, range, b, rangesB[part]!, signal)
     if (at !== undefined) return { kind: 'bits', message: `${part} differ from byte ${at} on` }
   }
   return undefined
@@ -208,7 +234,8 @@ async function firstDifference(
   return undefined
 }
 
-function elementsOf({ values, codes }: NativeTensorSource): number {
+function elementsOf({ values, codes, bnb4 }: NativeTensorSource): number {
+  if (bnb4) return bnb4.codes.bytes * 2
   if (codes) return codes.blocks ? (codes.bytes / 36) * 64 : codes.bytes * 2
   if (values!.blocks) return (values!.bytes / 34) * 32
   return values!.bytes / (values!.dtype === 'f32' ? 4 : 2)

@@ -1,9 +1,11 @@
-import type { Checkpoint, CheckpointFormat, LayoutEntry, ParameterPart } from '../../types/checkpoint'
+import type { Bnb4Part, Checkpoint, CheckpointFormat, LayoutEntry, ParameterPart } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
 import type { DTypeName, TensorEntry } from '../../types/format'
-import type { NativeFileRange, NativeTensorSource } from '../../types/native'
+import type { NativeBnb4Source, NativeFileRange, NativeTensorSource } from '../../types/native'
 import { Qwen3Nvfp4Error } from '../errors'
 import { findElementType } from '../format/element-types'
+import { findBnb4, isBnb4, missingOfBnb4, problemsOfBnb4 } from './bnb4'
+import { layoutOfBnb4, type Bnb4State } from './bnb4-state'
 import { kindOf } from './checkpoint-files'
 import { parameterSpecs, type ParameterSpec } from './parameter-specs'
 import { ignoredSuffix, refusedSuffix, tensorNames } from './tensor-names'
@@ -21,6 +23,9 @@ export type FoundParts = Partial<Record<ParameterPart, IndexedEntry>>
 /** Names listed in an error before it says how many more there are. */
 const listed = 20
 
+/** Of the parts of a bitsandbytes weight bnb4.ts knows types and shapes. */
+type PlainPart = Exclude<ParameterPart, Bnb4Part>
+
 /** Element types that each part may have in a file, and what they are to the core. Ids 0 and 1 are raw E4M3 bits. */
 type PartTypes = Partial<Record<DTypeName, NativeFileRange['dtype']>>
 const codeTypes: PartTypes = { uint8: 'u8', int8: 'u8', float4_e2m1fn_x2: 'u8', nvfp4: 'u8' }
@@ -32,7 +37,7 @@ const scaleTypes: PartTypes = {
   float32: 'f32',
   nvfp4: 'e4m3',
 }
-const partTypes: Record<ParameterPart, PartTypes> = {
+const partTypes: Record<PlainPart, PartTypes> = {
   values: { float32: 'f32', float16: 'f16', bfloat16: 'bf16', q8_0: 'f32' },
   codes: codeTypes,
   scales: scaleTypes,
@@ -57,6 +62,8 @@ export interface ParameterSurvey {
   missing: string[]
   /** Scales of activations and caches. */
   ignored: IndexedEntry[]
+  /** bitsandbytes weights of a `.dat` that has the same parameter in NVFP4, which wins. */
+  superseded: IndexedEntry[]
   unused: IndexedEntry[]
   /** Shapes and types that do not fit, and tensors that would change what weights mean. */
   problems: Qwen3Nvfp4Error[]
@@ -72,15 +79,24 @@ export function surveyParameters(
   const byKey = new Map(entries.map((entry) => [entry.key, entry]))
   const found = new Map<string, FoundParts>()
   const missing: string[] = []
+  const superseded: IndexedEntry[] = []
   const problems: (Qwen3Nvfp4Error | undefined)[] = []
   for (const spec of parameterSpecs(config)) {
     const parts = findParts(spec.name, format, byKey)
-    missing.push(...missingParts(spec.name, format, parts))
-    for (const [part, entry] of Object.entries(parts)) {
-      problems.push(checkPart(spec, part as ParameterPart, entry, files))
-    }
     found.set(spec.name, parts)
     for (const entry of Object.values(parts)) byKey.delete(entry.key)
+    if (isBnb4(parts)) {
+      missing.push(...missingOfBnb4(spec.name, parts, format === 'dat'))
+      problems.push(...problemsOfBnb4(spec, parts, files))
+      continue
+    }
+    missing.push(...missingParts(spec.name, format, parts))
+    for (const [part, entry] of Object.entries(parts)) problems.push(checkPart(spec, part as PlainPart, entry, files))
+    if (format !== 'dat' || !parts.codes) continue
+    for (const entry of Object.values(findBnb4(spec.name, byKey) ?? {})) {
+      superseded.push(entry)
+      byKey.delete(entry.key)
+    }
   }
   const left = [...byKey.values()]
   problems.push(unknownMeaning(left, format, files))
@@ -89,6 +105,7 @@ export function surveyParameters(
     found,
     missing,
     ignored: left.filter(isIgnored),
+    superseded,
     unused: left.filter((entry) => !isIgnored(entry)),
     problems: problems.filter((problem) => problem !== undefined),
   }
@@ -151,12 +168,15 @@ export function refuseUnused(unused: readonly IndexedEntry[], files: readonly st
   throw new Qwen3Nvfp4Error('CHECKPOINT_UNEXPECTED_TENSORS', message, { file: files[first.file], key: first.key })
 }
 
-/** The core's sources, with the global scales that the caller has read. */
+/** The core's sources, with the global scales and the states that the caller has read. */
 export function toSources(
   found: ReadonlyMap<string, FoundParts>,
   globalScales: ReadonlyMap<string, number>,
+  bnb4: ReadonlyMap<string, Bnb4State>,
 ): NativeTensorSource[] {
   return [...found].map(([parameter, parts]) => {
+    const state = bnb4.get(parameter)
+    if (state) return { parameter, bnb4: toBnb4Source(parts, state) }
     if (!parts.codes) return { parameter, values: toRange('values', parts.values!) }
     const globalScale = globalScales.get(parameter)
     return {
@@ -173,12 +193,28 @@ export function toSources(
   })
 }
 
+function toBnb4Source(parts: FoundParts, { nested, data: _, ...state }: Bnb4State): NativeBnb4Source {
+  const range = ({ file, offset, bytes }: IndexedEntry, dtype: NativeFileRange['dtype']) => ({
+    file,
+    offset,
+    bytes,
+    dtype,
+  })
+  return {
+    ...state,
+    codes: range(parts.codes!, 'u8'),
+    absmax: range(parts.absmax!, nested ? 'u8' : 'f32'),
+    ...(nested && { nested: { ...nested, absmax: range(parts.nestedAbsmax!, 'f32') } }),
+  }
+}
+
 /** Remembers a `.dat` entry by entry; of other files only what the model does not use, which has no default place. */
 export function toLayout(
   entries: readonly IndexedEntry[],
   found: ReadonlyMap<string, FoundParts>,
   unused: ReadonlySet<IndexedEntry>,
   files: readonly string[],
+  bnb4: ReadonlyMap<string, Bnb4State>,
   remembersParameters: boolean,
 ): Checkpoint['layout'] {
   const owners = new Map<IndexedEntry, { parameter: string; part: ParameterPart }>()
@@ -190,7 +226,10 @@ export function toLayout(
     const { key, dtype, shape, file } = entry
     const owner = owners.get(entry)
     const elementType = findElementType(dtype)?.id
-    if (owner && remembersParameters) layout.push({ key, elementType: elementType!, shape, ...owner })
+    if (owner && remembersParameters) {
+      const state = bnb4.get(owner.parameter)
+      layout.push({ key, elementType: elementType!, shape, ...owner, ...(state && layoutOfBnb4(state, owner.part)) })
+    }
     if (!unused.has(entry)) continue
     if (elementType === undefined) throw unsupportedType(entry, files, 'a tensor that a .dat can keep')
     layout.push({ key, elementType, shape, file: files[file]! })
@@ -198,7 +237,7 @@ export function toLayout(
   return { entries: layout }
 }
 
-/** NVFP4 before raw values, which are then left over. */
+/** NVFP4 before bitsandbytes and raw values, which are then left over. */
 function findParts(name: string, format: CheckpointFormat, byKey: ReadonlyMap<string, IndexedEntry>): FoundParts {
   const { stems, suffixes, values: valuesName } = tensorNames[format]
   const values = byKey.get(valuesName(name))
@@ -215,13 +254,15 @@ function findParts(name: string, format: CheckpointFormat, byKey: ReadonlyMap<st
         : parts.scales || parts.globalScale || parts.codes?.key !== name
     if (packed && Object.keys(parts).length > 0) return parts
   }
+  const bnb4 = format === 'dat' || format === 'bitsandbytes' ? findBnb4(name, byKey) : undefined
+  if (bnb4) return bnb4
   if (values && format === 'modelopt' && values.dtype === 'uint8') return { codes: values }
   return values ? { values } : {}
 }
 
 function checkPart(
   spec: ParameterSpec,
-  part: ParameterPart,
+  part: PlainPart,
   entry: IndexedEntry,
   files: readonly string[],
 ): Qwen3Nvfp4Error | undefined {
@@ -229,7 +270,7 @@ function checkPart(
   const packs = !isVector && cols % 16 === 0
   const codes = packs ? [rows, isBlocks(entry.dtype) ? cols : cols / 2] : undefined
   const scales = packs ? [rows, isBlocks(entry.dtype) ? cols : cols / 16] : undefined
-  const shapes: Record<ParameterPart, number[] | undefined> = {
+  const shapes: Record<PlainPart, number[] | undefined> = {
     values: isVector ? [cols] : [rows, cols],
     codes,
     scales,
@@ -248,13 +289,13 @@ function checkPart(
 }
 
 /** In words. Blocks are in GGUF files alone, where NVFP4 may stand for values too. */
-function typesOf(part: ParameterPart, file: string): string {
+function typesOf(part: PlainPart, file: string): string {
   const types = Object.keys(partTypes[part]) as DTypeName[]
   if (kindOf(file) !== 'gguf') return types.filter((type) => !isBlocks(type)).join(' | ')
   return (part === 'values' ? [...types, 'nvfp4'] : types).join(' | ')
 }
 
-function toRange(part: ParameterPart, { file, offset, bytes, dtype }: IndexedEntry): NativeFileRange {
+function toRange(part: PlainPart, { file, offset, bytes, dtype }: IndexedEntry): NativeFileRange {
   return { file, offset, bytes, dtype: partTypes[part][dtype]!, ...(isBlocks(dtype) && { blocks: dtype }) }
 }
 

@@ -1,8 +1,11 @@
 import { dirname, join, parse, resolve } from 'node:path'
 import type { Checkpoint, CheckpointFormat, CheckpointWarning } from '../../types/checkpoint'
 import type { Qwen3Config } from '../../types/config'
-import { checkBoolean, checkOptions, checkPath, checkSignal } from '../check'
+import type { Nibbles } from '../../types/tensor'
+import { checkBoolean, checkOneOf, checkOptions, checkPath, checkSignal } from '../check'
 import { Qwen3Nvfp4Error } from '../errors'
+import { isBnb4 } from './bnb4'
+import { readBnb4State, type Bnb4State } from './bnb4-state'
 import { CheckpointFiles, exists } from './checkpoint-files'
 import {
   hasOwnHead,
@@ -11,12 +14,14 @@ import {
   refuseUnused,
   toLayout,
   toSources,
+  type FoundParts,
   type IndexedEntry,
 } from './checkpoint-match'
 import { parseQwen3Config, readQwen3Config, toConfigJson } from './config'
 import { splitFused } from './fused-entries'
 import { configOfGguf } from './gguf-config'
 import { splitNvfp4 } from './gguf-names'
+import { parameterSpecs } from './parameter-specs'
 import { readQuantization, type Quantization } from './quantization-config'
 import { formatOfTensors, tensorNames } from './tensor-names'
 
@@ -29,6 +34,8 @@ export interface OpenCheckpointOptions {
   modelDir?: string | URL
   /** Refuse tensors that the model does not use; false keeps them for saveDat. Default: true. */
   strict?: boolean
+  /** As in LoadOptions. */
+  nibbles?: Nibbles
   signal?: AbortSignal
 }
 
@@ -37,29 +44,47 @@ export interface OpenCheckpointOptions {
  * where they are: the core reads them by offset.
  */
 export async function openCheckpoint(path: string | URL, options?: OpenCheckpointOptions): Promise<Checkpoint> {
-  const { config: given, modelDir, strict = true, signal } = checkOptions(options)
+  const { config: given, modelDir, strict = true, nibbles, signal } = checkOptions(options)
   const file = resolve(checkPath('path', path))
   checkBoolean('strict', strict)
+  checkOneOf('nibbles', nibbles ?? 'high-first', ['high-first', 'low-first'])
   checkSignal(signal)
   await using files = await CheckpointFiles.open(file, signal)
   const folder = modelDir && checkPath('modelDir', modelDir)
   const declared = given ? checkConfig(given) : await findConfig(files, folder)
   const { config, format, entries, quantization } = await interpret(files, declared, folder)
 
-  const { found, ignored, unused } = matchParameters(config, format, entries, files.paths)
-  if (strict) refuseUnused(unused, files.paths)
+  const { found, ignored, superseded, ...survey } = matchParameters(config, format, entries, files.paths)
+  if (strict) refuseUnused(survey.unused, files.paths)
+  const unused = [...survey.unused, ...superseded]
   const globalScales = new Map<string, number>()
   for (const [name, { globalScale }] of found) {
     if (globalScale) globalScales.set(name, await readGlobalScale(files, globalScale, tensorNames[format].isReciprocal))
   }
+  const bnb4 = await readBnb4States(files, config, found, nibbles)
   return {
     format,
     config,
     files: files.paths,
-    sources: toSources(found, globalScales),
-    layout: toLayout(entries, found, new Set(unused), files.paths, files.isDat),
+    sources: toSources(found, globalScales, bnb4),
+    layout: toLayout(entries, found, new Set(unused), files.paths, bnb4, files.isDat),
     warnings: warningsOf(files, ignored, unused, quantization),
   }
+}
+
+/** Of every bitsandbytes weight. */
+export async function readBnb4States(
+  files: CheckpointFiles,
+  config: Qwen3Config,
+  found: ReadonlyMap<string, FoundParts>,
+  nibbles?: Nibbles,
+): Promise<Map<string, Bnb4State>> {
+  const states = new Map<string, Bnb4State>()
+  for (const spec of parameterSpecs(config)) {
+    const parts = found.get(spec.name)!
+    if (isBnb4(parts)) states.set(spec.name, await readBnb4State(files, spec, parts, nibbles))
+  }
+  return states
 }
 
 /**

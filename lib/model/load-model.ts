@@ -80,6 +80,7 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
     'embedding',
     'scales',
     'scaleRule',
+    'nibbles',
     'strict',
     'signal',
     'onProgress',
@@ -95,8 +96,8 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
   const compute = checkCompute(given)
   // The device first: it is the cheapest of what may be refused.
   const device = openDevice(given)
-  const { modelDir, config, strict } = given
-  const checkpoint = await openCheckpoint(path, { modelDir, config, strict, signal })
+  const { modelDir, config, nibbles, strict } = given
+  const checkpoint = await openCheckpoint(path, { modelDir, config, nibbles, strict, signal })
   emitWarnings(checkpoint.warnings, onWarning)
   const opened = await open(checkpoint.config, device, compute, (model) =>
     loadParameters(model, checkpoint.files, checkpoint.sources, plan(given, weights, checkpoint), {
@@ -109,7 +110,7 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
 
 const checkCompute = ({ compute }: ComputeOptions) => checkOneOf('compute', compute ?? 'w4a16', computes)
 
-/** Files with NVFP4, and every .dat, keep what they store; dense ones of Hugging Face and GGUF files are quantised. */
+/** Files with NVFP4 or of bitsandbytes, and every .dat, keep what they store; dense ones of Hugging Face and GGUF files are quantised. */
 function plan(given: LoadOptions, weights: Storage | undefined, { format, sources }: Checkpoint): NativeLoadOptions {
   const isDense = format === 'hf' || (format === 'gguf' && sources.every(({ codes }) => !codes))
   const form = weights ?? (isDense ? 'nvfp4' : undefined)
@@ -135,11 +136,10 @@ export async function restoreNative(
   const parameters = await model.describe()
   const differences = [
     ...fieldDifferences(toConfigJson(stored), toConfigJson(config)),
-    ...sources.flatMap(({ parameter, codes }) => {
-      const storage = parameters.find(({ name }) => name === parameter)?.storage
-      return (storage === 'nvfp4') === (codes !== undefined)
-        ? []
-        : [`${parameter} is ${codes ? 'nvfp4' : 'dense'} there and ${storage} here`]
+    ...sources.flatMap(({ parameter, codes, bnb4 }) => {
+      const here = packedForm(parameters.find(({ name }) => name === parameter))
+      const there = codes ? 'nvfp4' : (bnb4?.codebook ?? 'dense')
+      return here === there ? [] : [`${parameter} is ${there} there and ${here} here`]
     }),
   ]
   if (differences.length > 0) {
@@ -149,6 +149,9 @@ export async function restoreNative(
   const plan = { quantize: false, dense: '', quantizeRawEmbedding: false, twoLevel: true, scaleRule: 'amax' } as const
   await loadParameters(model, files, sources, { ...plan, inPlace: true }, long)
 }
+
+const packedForm = (info: NativeParameterInfo | undefined): string =>
+  info?.storage === 'nvfp4' ? 'nvfp4' : (info?.codebook ?? 'dense')
 
 const fieldDifferences = (there: Record<string, unknown>, here: Record<string, unknown>): string[] =>
   Object.keys({ ...there, ...here })

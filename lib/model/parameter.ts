@@ -1,5 +1,5 @@
 import type { NativeModel, NativeParameterInfo } from '../../types/native'
-import type { Storage } from '../../types/tensor'
+import type { Codebook, WeightStorage } from '../../types/tensor'
 import { checkFloat32 } from '../check'
 import { awaitNative } from '../errors'
 
@@ -10,7 +10,9 @@ export class Parameter {
   /** [rows, cols] of a matrix, [cols] of a norm. */
   readonly shape: readonly number[]
   /** How it is stored. */
-  readonly storage: Storage
+  readonly storage: WeightStorage
+  /** Of 'bnb4'. */
+  readonly codebook?: Codebook
   /** Number of elements. */
   readonly count: number
   /** @internal */
@@ -23,6 +25,7 @@ export class Parameter {
     this.name = info.name
     this.shape = info.isVector ? [info.cols] : [info.rows, info.cols]
     this.storage = info.storage
+    if (info.codebook) this.codebook = info.codebook
     this.count = info.rows * info.cols
   }
 

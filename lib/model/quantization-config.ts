@@ -1,14 +1,15 @@
-/** What a config.json or hf_quant_config.json says about quantised weights: two ways of NVFP4 are read, others refused. */
+/** What a config.json or hf_quant_config.json says about quantised weights: NVFP4 and bitsandbytes are read, others refused. */
 import { join } from 'node:path'
 import { Fields, objectOf, readJson } from './config-fields'
 
 export interface Quantization {
-  format: 'modelopt' | 'compressed-tensors'
+  format: 'modelopt' | 'compressed-tensors' | 'bitsandbytes'
   /** The number type of quantised keys and values, which a checkpoint of weights can be used without. */
   kvCache?: string
 }
 
-const supported = '"modelopt" (quant_algo NVFP4 or W4A16_NVFP4) or "compressed-tensors" (format nvfp4-pack-quantized)'
+const supported =
+  '"modelopt" (quant_algo NVFP4 or W4A16_NVFP4), "compressed-tensors" (format nvfp4-pack-quantized) or "bitsandbytes" (4 bits)'
 const algorithms = ['NVFP4', 'W4A16_NVFP4']
 
 /** The quantisation of a Hugging Face directory; undefined for dense weights. */
@@ -27,6 +28,9 @@ export async function readQuantization(folder: string): Promise<Quantization | u
 export function parseQuantization(field: Fields): Quantization {
   const method = field.has('quant_method') ? field.get('quant_method') : undefined
   if (method === 'compressed-tensors') return parseCompressedTensors(field)
+  // Before it named methods, transformers wrote these fields alone.
+  const isBitsandbytes = method === undefined && (field.has('load_in_4bit') || field.has('load_in_8bit'))
+  if (method === 'bitsandbytes' || isBitsandbytes) return parseBitsandbytes(field)
   if (typeof method === 'string' && method.startsWith('modelopt')) return parseModelOpt(field)
   throw field.unsupported('quant_method', supported)
 }
@@ -60,6 +64,16 @@ function parseCompressedTensors(field: Fields): Quantization {
     requireBlocksOf16(weights)
   })
   return { format: 'compressed-tensors', kvCache: field.has('kv_cache_scheme') ? 'FP8' : undefined }
+}
+
+/** Which table the weights have, and whether twice, their own tensors say. */
+function parseBitsandbytes(field: Fields): Quantization {
+  if (field.flag('load_in_8bit')) throw field.unsupported('load_in_8bit', 'false (weights of 4 bits are read)')
+  if (!field.flag('load_in_4bit')) throw field.unsupported('load_in_4bit', 'true')
+  if (field.has('bnb_4bit_quant_type') && !['nf4', 'fp4'].includes(field.text('bnb_4bit_quant_type'))) {
+    throw field.unsupported('bnb_4bit_quant_type', '"nf4" or "fp4"')
+  }
+  return { format: 'bitsandbytes' }
 }
 
 function forEachGroup(field: Fields, check: (weights: Fields) => void): void {

@@ -11,14 +11,8 @@ import { configCandidates } from './checkpoint'
 import { exists, openTensorFile } from './checkpoint-files'
 import { readQwen3Config, toConfigJson } from './config'
 import { FoldedResiduals, type FoldedTensor } from './folded-residuals'
-import {
-  planEntries,
-  readPlanned,
-  type PlannedEntry,
-  type SavedResidual,
-  type SavedScales,
-  type SavePolicy,
-} from './save-plan'
+import type { PlannedEntry } from './save-entries'
+import { planEntries, readPlanned, type SavedResidual, type SavedScales, type SavePolicy } from './save-plan'
 import { StoredParts } from './stored-parts'
 
 export interface SaveDatOptions extends LongOperationOptions {

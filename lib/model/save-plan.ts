@@ -1,9 +1,11 @@
 import type { CheckpointLayout, LayoutEntry, ParameterForm, ParameterPart, StoredPart } from '../../types/checkpoint'
 import type { NativeFoldedResidual } from '../../types/native'
 import { Qwen3Nvfp4Error } from '../errors'
-import { findElementType, payloadBytes } from '../format/element-types'
+import { findElementType } from '../format/element-types'
 import { fromFloat32, toFloat32, type FloatType } from '../format/floats'
 import type { FoldedResiduals } from './folded-residuals'
+import { bnb4Entries, readBnb4Entry } from './save-bnb4'
+import { entryBytes, type PlannedEntry, type Remembered } from './save-entries'
 import { chunkBytes, type StoredParts } from './stored-parts'
 
 export type SavedScales = 'as-loaded' | 'one-level' | 'two-level'
@@ -13,16 +15,6 @@ export interface SavePolicy {
   scales: SavedScales
   residual: SavedResidual
 }
-
-/** One entry of the file to write; `form` is absent for a tensor that is only passed through. */
-export interface PlannedEntry extends LayoutEntry {
-  form?: ParameterForm
-  /** The levels that codes and residual are folded into. */
-  folds?: 'one-level' | 'two-level'
-  bytes: number
-}
-
-type Remembered = ReadonlyMap<ParameterPart, LayoutEntry>
 
 const storageTypes = { fp32: 'float32', fp16: 'float16', bf16: 'bfloat16' } as const
 
@@ -43,7 +35,10 @@ export async function planEntries(
   }
   const wanted = new Map<string, PlannedEntry[]>()
   for (const form of stored.parameters) {
-    wanted.set(form.name, await parameterEntries(stored, form, remembered.get(form.name) ?? new Map(), policy))
+    const parts = remembered.get(form.name)
+    // What bitsandbytes calls its codes has no place for those of another form.
+    const fits = parts && parts.has('absmax') === (form.storage === 'bnb4')
+    wanted.set(form.name, await parameterEntries(stored, form, fits ? parts : new Map(), policy))
   }
 
   const planned: PlannedEntry[] = []
@@ -71,6 +66,7 @@ export function readPlanned(
 ): AsyncIterable<Uint8Array> | Iterable<Uint8Array> {
   const { folds, part } = entry
   const form = entry.form!
+  if (form.storage === 'bnb4') return readBnb4Entry(stored, entry)
   const isGlobal = part === 'globalScale'
   const written = findElementType(entry.elementType)!.dtype
   const present = isGlobal ? undefined : storedType(form, part!)
@@ -78,7 +74,7 @@ export function readPlanned(
     ? readFolded(folded.of(form.name, folds === 'two-level'), part!)
     : isGlobal
       ? [globalScaleBytes(form)]
-      : stored.read(form, part!)
+      : stored.read(form, part as StoredPart)
   return present && isFloat(written) && written !== present ? convert(pieces, present, written) : pieces
 }
 
@@ -108,6 +104,7 @@ async function parameterEntries(
   { scales, residual }: SavePolicy,
 ): Promise<PlannedEntry[]> {
   const { name, rows, cols, isVector, storage } = form
+  if (storage === 'bnb4') return bnb4Entries(stored, form, remembered)
   const saved = storage === 'nvfp4' && form.residual ? residual : 'drop'
   const levels = saved === 'fold' ? foldedLevels(form, scales) : undefined
   const entry = (part: ParameterPart, key: string, elementType: number, shape: number[]): PlannedEntry => {
@@ -179,16 +176,12 @@ function* inChunks(bytes: Uint8Array): Generator<Uint8Array> {
   for (let offset = 0; offset < bytes.length; offset += chunkBytes) yield bytes.subarray(offset, offset + chunkBytes)
 }
 
-/** The type that a part has in memory; codes have none that converts. */
-function storedType({ storage }: ParameterForm, part: StoredPart): FloatType | undefined {
-  if (part === 'codes' || part === 'residualCodes') return undefined
+/** The type that a part has in memory; codes have none that converts, nor has anything of bitsandbytes. */
+function storedType({ storage }: ParameterForm, part: ParameterPart): FloatType | undefined {
+  if (part === 'codes' || part === 'residualCodes' || storage === 'bnb4') return undefined
   return storage === 'nvfp4' ? 'float8_e4m3fn' : storageTypes[storage]
 }
 
 function isFloat(dtype: string): dtype is Exclude<FloatType, 'float8_e4m3fn'> {
   return dtype === 'float32' || dtype === 'float16' || dtype === 'bfloat16'
-}
-
-function entryBytes({ shape, elementType }: LayoutEntry): number {
-  return payloadBytes(shape, findElementType(elementType)!.bytes)!
 }

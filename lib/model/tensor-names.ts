@@ -1,5 +1,7 @@
-import type { CheckpointFormat, ParameterPart } from '../../types/checkpoint'
+import type { CheckpointFormat } from '../../types/checkpoint'
 import { ggufModule } from './gguf-names'
+
+type Nvfp4Part = 'codes' | 'scales' | 'globalScale' | 'residualCodes' | 'residualScales'
 
 /** How the files of a format call the parts of a parameter `X.weight`. */
 export interface TensorNames {
@@ -8,7 +10,7 @@ export interface TensorNames {
   /** What the suffixes follow: spellings in the order in which they are looked for; the first one is written. */
   stems(parameter: string): string[]
   /** Parts that a packed parameter may have, in the order in which they are written. */
-  suffixes: Partial<Record<Exclude<ParameterPart, 'values'>, string>>
+  suffixes: Partial<Record<Nvfp4Part, string>>
   /** Whether a packed parameter always has a global scale. */
   isTwoLevel: boolean
   /** Whether the file has 1 / globalScale, which values are divided by. */
@@ -53,6 +55,14 @@ export const tensorNames: Record<CheckpointFormat, TensorNames> = {
     isTwoLevel: true,
     isReciprocal: true,
   },
+  // Its packed weights are not told by suffixes alone (bnb4.ts), there and in a .dat.
+  bitsandbytes: {
+    values: same,
+    stems: (parameter) => [parameter],
+    suffixes: {},
+    isTwoLevel: false,
+    isReciprocal: false,
+  },
   gguf: {
     values: (parameter) => `${ggufModule(moduleOf(parameter))}.weight`,
     stems: (parameter) => [ggufModule(moduleOf(parameter))],
@@ -67,12 +77,14 @@ export const tensorNames: Record<CheckpointFormat, TensorNames> = {
 export const ignoredSuffix = /\.(input_scale|input_global_scale|[qkv]_scale|output_scale)$/
 
 /** Tensors that change what a weight means; what they stand for is not implemented. */
-export const refusedSuffix = /\.(pre_quant_scale|weight_g_idx|weight_zero_point)$/
+export const refusedSuffix =
+  /\.(pre_quant_scale|weight_g_idx|weight_zero_point)$|\.quant_state\.bitsandbytes__(?!(nf4|fp4)$)/
 
-/** Which way of NVFP4 the names and types of safetensors files show. */
-export function formatOfTensors(entries: readonly { key: string }[]): 'hf' | 'modelopt' | 'compressed-tensors' {
+/** Which way of 4 bits the names of safetensors files show. */
+export function formatOfTensors(entries: readonly { key: string }[]): Exclude<CheckpointFormat, 'dat' | 'gguf'> {
   const keys = entries.map(({ key }) => key)
   if (keys.some((key) => /\.weight_(packed|global_scale)$/.test(key))) return 'compressed-tensors'
   if (keys.some((key) => /\.weight_scale(_2)?$/.test(key))) return 'modelopt'
+  if (keys.some((key) => /\.(absmax|quant_map)$|\.quant_state\.bitsandbytes__/.test(key))) return 'bitsandbytes'
   return 'hf'
 }

@@ -184,7 +184,7 @@ describe('quantization_config', () => {
   const base = quantizationConfigs
   const cases: [string, object, string][] = [
     ['gptq', { quant_method: 'gptq', bits: 4 }, 'received "gptq"'],
-    ['bitsandbytes', { quant_method: 'bitsandbytes', load_in_4bit: true }, 'received "bitsandbytes"'],
+    ['bitsandbytes in 8 bits', { quant_method: 'bitsandbytes', load_in_8bit: true }, 'load_in_8bit but received true'],
     ['no method', { bits: 4 }, 'received nothing'],
     ['FP8 of ModelOpt', { ...base.modelopt, quant_algo: 'FP8' }, 'quant_algo but received "FP8"'],
     ['mixed precision', { ...base.modelopt, quant_algo: 'MIXED_PRECISION' }, 'received "MIXED_PRECISION"'],
