@@ -120,12 +120,20 @@ export function matchParameters(
 ): ParameterSurvey {
   const survey = surveyParameters(config, format, entries, files)
   const { problems, missing } = survey
-  if (problems[0]) throw problems[0]
+  if (problems[0]) throw withCount(problems[0], problems.length - 1)
   if (missing.length > 0) {
     const message = `${files[0]} lacks ${listNames(missing)} that its configuration needs`
     throw new Qwen3Nvfp4Error('CHECKPOINT_MISSING_TENSORS', message, { file: files[0], key: missing[0] })
   }
   return survey
+}
+
+/** A configuration of another model contradicts many shapes: the first says which, the number how far off it is. */
+function withCount(problem: Qwen3Nvfp4Error, others: number): Qwen3Nvfp4Error {
+  if (others === 0) return problem
+  const { code, file, key } = problem
+  const message = `${problem.message}; inspect lists it and ${others} more`
+  return new Qwen3Nvfp4Error(code, message, { file, key })
 }
 
 /** Codes need scales; a residual needs both of its parts, and the global scale that its own is an eighth of. */
@@ -282,7 +290,8 @@ function checkPart(
   const expected = shapes[part]
   if (expected && expected.join() === entry.shape.join()) return undefined
   const form = isVector ? `f32[${cols}]` : `[${rows}, ${cols}]`
-  const needs = expected ? `[${expected.join(', ')}] of parameter ${form}` : `no NVFP4 for parameter ${form}`
+  const of = part === 'values' ? 'by the configuration' : `of parameter ${form}`
+  const needs = expected ? `[${expected.join(', ')}] ${of}` : `no NVFP4 for parameter ${form}`
   const { key, storedAs = key } = entry
   const message = `${files[entry.file]}: Expected ${needs} for ${storedAs} but received [${entry.shape.join(', ')}]`
   return new Qwen3Nvfp4Error('CHECKPOINT_SHAPE_MISMATCH', message, { file: files[entry.file], key: storedAs })
