@@ -186,7 +186,8 @@ function mutate(part) {
 }
 
 const corpus = await makeCorpus()
-if (part !== undefined && !(part in corpus[0])) throw new Error(`part is one of ${Object.keys(corpus[0]).join(', ')}`)
+const names = [...Object.keys(corpus[0]), 'state']
+if (part !== undefined && !names.includes(part)) throw new Error(`part is one of ${names.join(', ')}`)
 const made = join(folder, 'case')
 mkdirSync(made)
 writeFileSync(join(folder, 'outside.safetensors'), readFileSync(join(folder, 'made.safetensors')))
