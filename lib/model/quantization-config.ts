@@ -9,19 +9,24 @@ export interface Quantization {
 }
 
 const supported =
-  '"modelopt" (quant_algo NVFP4 or W4A16_NVFP4), "compressed-tensors" (format nvfp4-pack-quantized) or "bitsandbytes" (4 bits)'
+  '"modelopt" (quant_algo NVFP4 or W4A16_NVFP4, also by layer), "compressed-tensors" (format nvfp4-pack-quantized) or "bitsandbytes" (4 bits)'
 const algorithms = ['NVFP4', 'W4A16_NVFP4']
+/** ModelOpt's word for an algorithm of each layer's own. */
+const mixed = 'MIXED_PRECISION'
 
 /** The quantisation of a Hugging Face directory; undefined for dense weights. */
 export async function readQuantization(folder: string): Promise<Quantization | undefined> {
   const config = join(folder, 'config.json')
   const json = await readJson(config, true)
   const field = json === undefined ? undefined : new Fields(objectOf(json, config), config)
-  if (field?.has('quantization_config')) return parseQuantization(field.object('quantization_config'))
-  // ModelOpt's older exports have this file alone.
+  const inConfig = field?.has('quantization_config') ? field.object('quantization_config') : undefined
+  const isWhole = inConfig && (inConfig.get('quant_algo') !== mixed || inConfig.has('quantized_layers'))
+  if (isWhole) return parseQuantization(inConfig)
+  // ModelOpt's older exports have this file alone, and others name each layer here alone.
   const own = join(folder, 'hf_quant_config.json')
   const quantization = await readJson(own, true)
-  return quantization === undefined ? undefined : parseModelOpt(new Fields(objectOf(quantization, own), own))
+  if (quantization !== undefined) return parseModelOpt(new Fields(objectOf(quantization, own), own))
+  return inConfig && parseQuantization(inConfig)
 }
 
 /** `quantization_config` of a config.json. */
@@ -38,15 +43,25 @@ export function parseQuantization(field: Fields): Quantization {
 /** In config.json the fields stand at the top, in hf_quant_config.json under `quantization`. */
 function parseModelOpt(outer: Fields): Quantization {
   const field = outer.has('quantization') ? outer.object('quantization') : outer
-  const algorithm = field.text('quant_algo')
-  if (!algorithms.includes(algorithm.toUpperCase())) {
-    throw field.unsupported('quant_algo', algorithms.map((name) => `"${name}"`).join(' or '))
+  if (field.text('quant_algo').toUpperCase() === mixed) {
+    // Without the names their tensors say as much, in other words.
+    const layers = field.has('quantized_layers') ? field.object('quantized_layers') : undefined
+    for (const name of Object.keys(layers?.json ?? {})) requireNvfp4(layers!.object(name))
+  } else {
+    requireNvfp4(field)
+    forEachGroup(field, requireBlocksOf16)
   }
-  requireBlocksOf16(field)
-  forEachGroup(field, requireBlocksOf16)
   const kvCache = field.has('kv_cache_quant_algo') ? field.text('kv_cache_quant_algo') : undefined
   const scheme = field.has('kv_cache_scheme') ? 'FP8' : undefined
   return { format: 'modelopt', kvCache: kvCache ?? scheme }
+}
+
+/** Layers that are not named are dense, as their tensors say. */
+function requireNvfp4(field: Fields): void {
+  if (!algorithms.includes(field.text('quant_algo').toUpperCase())) {
+    throw field.unsupported('quant_algo', algorithms.map((name) => `"${name}"`).join(' or '))
+  }
+  requireBlocksOf16(field)
 }
 
 function parseCompressedTensors(field: Fields): Quantization {

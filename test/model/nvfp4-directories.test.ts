@@ -187,7 +187,27 @@ describe('quantization_config', () => {
     ['bitsandbytes in 8 bits', { quant_method: 'bitsandbytes', load_in_8bit: true }, 'load_in_8bit but received true'],
     ['no method', { bits: 4 }, 'received nothing'],
     ['FP8 of ModelOpt', { ...base.modelopt, quant_algo: 'FP8' }, 'quant_algo but received "FP8"'],
-    ['mixed precision', { ...base.modelopt, quant_algo: 'MIXED_PRECISION' }, 'received "MIXED_PRECISION"'],
+    [
+      'FP8 in a layer',
+      {
+        ...base.modelopt,
+        quant_algo: 'MIXED_PRECISION',
+        quantized_layers: {
+          'model.layers.0.self_attn.q_proj': { quant_algo: 'NVFP4', group_size: 16 },
+          'model.layers.0.mlp.up_proj': { quant_algo: 'FP8' },
+        },
+      },
+      'quantized_layers.model.layers.0.mlp.up_proj.quant_algo but received "FP8"',
+    ],
+    [
+      'blocks of 32 in a layer',
+      {
+        ...base.modelopt,
+        quant_algo: 'MIXED_PRECISION',
+        quantized_layers: { lm_head: { quant_algo: 'NVFP4', group_size: 32 } },
+      },
+      'quantized_layers.lm_head.group_size but received 32',
+    ],
     ['blocks of 32', { ...base.modelopt, group_size: 32 }, 'group_size but received 32'],
     ['ints', { ...base['compressed-tensors'], format: 'pack-quantized' }, 'format but received "pack-quantized"'],
     [
@@ -201,6 +221,29 @@ describe('quantization_config', () => {
     expect(await refusal(await write('modelopt', tensorsOf('modelopt'), quantization))).toMatchObject({
       code: 'CONFIG_UNSUPPORTED',
       message: expect.stringContaining(message),
+    })
+  })
+
+  test('may name the algorithm of each layer, in either file, and the others are dense', async () => {
+    const layer = { quant_algo: 'NVFP4', group_size: 16 }
+    const tensors = tensorsOf('modelopt')
+    const names = [...tensors.keys()].filter((key) => key.endsWith('.weight_scale'))
+    const layers = Object.fromEntries(names.map((key) => [key.replace('.weight_scale', ''), layer]))
+    const mixed = { ...base.modelopt, quant_algo: 'MIXED_PRECISION' }
+    const open = async (folder: string) => (await openCheckpoint(folder)).sources.filter(({ codes }) => codes).length
+    expect(await open(await write('modelopt', tensors, { ...mixed, quantized_layers: layers }))).toBe(names.length)
+    const folder = await write('modelopt', tensors, mixed)
+    expect(await open(folder)).toBe(names.length)
+    const writeOwn = (layers: object) => {
+      const quantization = { quant_algo: 'MIXED_PRECISION', quantized_layers: layers }
+      writeFileSync(join(folder, 'hf_quant_config.json'), JSON.stringify({ quantization }))
+    }
+    writeOwn(layers)
+    expect(await open(folder)).toBe(names.length)
+    writeOwn({ ...layers, lm_head: { quant_algo: 'W4A8_AWQ' } })
+    expect(await refusal(folder)).toMatchObject({
+      code: 'CONFIG_UNSUPPORTED',
+      message: expect.stringMatching(/hf_quant_config.*quantized_layers\.lm_head\.quant_algo but received "W4A8_AWQ"/),
     })
   })
 
