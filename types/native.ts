@@ -496,7 +496,7 @@ export interface NativeMemoryPlan {
   tokens: number
   batch: number
   threads: number
-  weights: Storage
+  weights: WeightStorage
   optimizerWeights: OptimizerWeights
   moments: Moments
   /** Names of parameters that do not train. */

@@ -2,7 +2,7 @@
 import type { CheckpointWarning } from './checkpoint'
 import type { Qwen3Config } from './config'
 import type { CacheDtype, Compute, GradientStorage, Moments, OptimizerWeights, Recompute } from './native'
-import type { Nibbles, Storage } from './tensor'
+import type { Nibbles, Storage, WeightStorage } from './tensor'
 
 export type { CacheDtype, Compute, GradientStorage, Moments, OptimizerWeights, Recompute }
 
@@ -312,8 +312,8 @@ export interface MemoryOptions {
   tokens: number
   /** B, sequences at once, 1 or more. Default: 1. */
   batch?: number
-  /** How matrices are kept. Default: 'nvfp4'. */
-  weights?: Storage
+  /** How matrices are kept; with 'bnb4' embedding and head are bf16. Default: 'nvfp4'. */
+  weights?: WeightStorage
   /** `weights` of OptimizerOptions. Default: 'nvfp4'. */
   optimizerWeights?: OptimizerOptions['weights']
   /** As in OptimizerOptions. Default: 'nvfp4'. */

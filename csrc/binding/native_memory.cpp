@@ -17,7 +17,8 @@ Napi::Value JsEstimateMemory(const Napi::CallbackInfo& info) {
     args.B = int_of(js.Get("batch"));
     args.T = int_of(js.Get("tokens"));
     args.threads = static_cast<int>(int_of(js.Get("threads")));
-    args.weights = storage_of(string_of(js.Get("weights")));
+    const std::string weights = string_of(js.Get("weights"));
+    args.weights = weights == "bnb4" ? Storage::kBnb4 : storage_of(weights);
     args.optimizer.weights = weight_mode_of(string_of(js.Get("optimizerWeights")));
     args.optimizer.moments = moment_format_of(string_of(js.Get("moments")));
     args.optimizer.step_chunk_rows = int_of(js.Get("stepChunkRows"));

@@ -32,7 +32,9 @@ std::deque<Parameter> shapes(const ModelConfig& config, Storage weights, const s
     parameter.rows = spec.rows;
     parameter.cols = spec.cols;
     parameter.is_vector = spec.is_vector;
-    parameter.storage = stored_form(spec, weights);
+    const bool projection = spec.name.find("_proj.") != std::string::npos;
+    // bitsandbytes leaves embedding and head as they are: bf16, as a rule.
+    parameter.storage = stored_form(spec, weights == Storage::kBnb4 && !projection ? Storage::kBF16 : weights);
     parameter.trainable = frozen.count(spec.name) == 0 && parameter.storage != Storage::kBnb4;
   }
   return parameters;

@@ -64,7 +64,7 @@ export function estimateMemory(config: Qwen3Config, options: MemoryOptions): Mem
     tokens,
     batch: checkInteger('batch', given.batch ?? 1, 1),
     threads: given.threads === undefined ? 0 : checkInteger('threads', given.threads, 1),
-    weights: checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', 'fp32', 'fp16', 'bf16']),
+    weights: checkOneOf('weights', given.weights ?? 'nvfp4', ['nvfp4', 'fp32', 'fp16', 'bf16', 'bnb4']),
     optimizerWeights: checkOneOf('optimizerWeights', given.optimizerWeights ?? 'nvfp4', [
       'nvfp4',
       'nvfp4+residual',
