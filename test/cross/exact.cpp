@@ -1,7 +1,10 @@
 // What has to give the same bytes everywhere: the quantisers and the optimiser.
+#include <cmath>
+
 #include "check.h"
 #include "core/dtype.h"
 #include "ops/adamw.h"
+#include "ops/gemm.h"
 #include "ops/quantize.h"
 
 namespace qn::cross {
@@ -134,6 +137,25 @@ void check_everywhere(Digest& digest, const Levels& levels, const std::string& n
   check_equal(make(levels.three), truth, name + " on three threads");
 }
 
+// Every finite half, the tie above it and the floats beside the tie; what overflows; and counts that leave lanes over.
+void check_halves(const Levels& levels) {
+  std::vector<float> values = {1e-30f, 65519.99f, 65520.0f, 1e30f};
+  for (uint32_t bits = 0; bits < 0x7bff; ++bits) {
+    const float below = f16_to_f32(static_cast<uint16_t>(bits)), above = f16_to_f32(static_cast<uint16_t>(bits + 1));
+    const float tie = below + 0.5f * (above - below);
+    for (const float value : {below, std::nextafter(tie, below), tie, std::nextafter(tie, above)}) {
+      values.insert(values.end(), {value, -value});
+    }
+  }
+  const auto size = static_cast<int64_t>(values.size());
+  for (const int64_t count : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{7}, int64_t{9}, int64_t{23}, size}) {
+    std::vector<uint16_t> truth(count + 1, 0xabcd), made = truth;
+    linear_kernels(levels.portable.isa).encode_f16(truth.data(), values.data() + size - count, count);
+    linear_kernels(levels.one.isa).encode_f16(made.data(), values.data() + size - count, count);
+    check_equal(made, truth, "halves, " + std::to_string(count));
+  }
+}
+
 uint64_t check_quantisers(const Levels& levels) {
   Digest digest;
   for (const Rounding rounding : {Rounding::kNearestEven, Rounding::kStochastic}) {
@@ -181,6 +203,7 @@ uint64_t check_optimiser(const Levels& levels) {
 }  // namespace
 
 void check_exact(const Levels& levels) {
+  check_halves(levels);
   check_digest(check_quantisers(levels), 0xc97304c7b1763629, "the quantisers' bytes");
   check_digest(check_optimiser(levels), 0xed33c7ce057db0a9, "the optimiser's bytes");
 }
