@@ -55,66 +55,77 @@ async function* swapped(pieces: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8
 
 async function fits(stored: StoredParts, form: ParameterForm, remembered: Remembered): Promise<boolean> {
   const absmax = remembered.get('absmax')
-  if (!absmax) return false
+  if (!absmax?.absmaxForm || isOfMemory(absmax.absmaxForm)) return absmax !== undefined
   for await (const bytes of encodeAbsmax(stored.read(form, 'scales'), absmax)) if (!bytes) return false
   return true
 }
 
+/** Whether absmax lie in the file as in memory. */
+const isOfMemory = ({ blockSize, nested }: AbsmaxForm): boolean => blockSize === block && !nested
+
 /** The absmax of memory as an entry has them; undefined from where it cannot. */
 async function* encodeAbsmax(
   pieces: AsyncIterable<Uint8Array>,
-  { absmaxForm = { blockSize: block } }: LayoutEntry,
+  { absmaxForm }: LayoutEntry,
 ): AsyncGenerator<Uint8Array | undefined> {
-  const { blockSize, nested } = absmaxForm
-  const group = blockSize / block
-  const inverse = nested && new NestedInverse(nested)
+  if (!absmaxForm || isOfMemory(absmaxForm)) return yield* pieces
+  const group = absmaxForm.blockSize / block
+  const inverse = absmaxForm.nested && new NestedInverse(absmaxForm.nested)
   let begin = 0
   // Pieces are powers of two, so that groups, and groups of groups, lie in one.
   for await (const bytes of pieces) {
-    const values = new Float32Array(Uint8Array.from(bytes).buffer)
-    const grouped = group === 1 ? values : firstOfEqual(values, group)
-    yield grouped && (inverse ? inverse.codes(grouped, begin) : new Uint8Array(grouped.buffer))
-    begin += Math.ceil(values.length / group)
+    const values = firstOfEqual(new Float32Array(bytes.slice().buffer), group)
+    yield values && (inverse ? inverse.codes(values, begin) : new Uint8Array(values.buffer))
+    begin += bytes.length / 4 / group
   }
 }
 
 /** The first of every `group` values, if all of each are the same. */
 function firstOfEqual(values: Float32Array, group: number): Float32Array | undefined {
-  if (values.some((value, i) => value !== values[i - (i % group)])) return undefined
-  return Float32Array.from({ length: Math.ceil(values.length / group) }, (_, i) => values[i * group]!)
+  if (group === 1) return values
+  const first = new Float32Array(Math.ceil(values.length / group))
+  for (let i = 0; i < values.length; i++) {
+    const at = Math.floor(i / group)
+    if (i % group === 0) first[at] = values[i]!
+    else if (first[at] !== values[i]) return undefined
+  }
+  return first
 }
 
 /** Finds the codes whose map[code] · nested absmax + offset are given values: of two that stand for one, either. */
 class NestedInverse {
   readonly #nested: Nested
   readonly #order: Uint8Array
+  /** What the codes of `order` stand for in one block. */
+  readonly #decoded = new Float32Array(256)
 
   constructor(nested: Nested) {
     this.#nested = nested
     this.#order = Uint8Array.from({ length: 256 }, (_, code) => code).sort((a, b) => nested.map[a]! - nested.map[b]!)
   }
 
-  /** Of consecutive values, of which the first is number `begin`. */
+  /** Of consecutive values, of which the first begins a block and is number `begin`. */
   codes(values: Float32Array, begin: number): Uint8Array | undefined {
+    const { map, absmax, blockSize, offset } = this.#nested
     const codes = new Uint8Array(values.length)
-    for (const [i, value] of values.entries()) {
-      const code = this.#find(value, Math.floor((begin + i) / this.#nested.blockSize))
-      if (code === undefined) return undefined
-      codes[i] = code
+    for (let i = 0; i < values.length; i++) {
+      if (i % blockSize === 0) {
+        const scale = absmax[(begin + i) / blockSize]!
+        for (let place = 0; place < 256; place++) {
+          this.#decoded[place] = Math.fround(map[this.#order[place]!]! * scale) + offset
+        }
+      }
+      const place = this.#find(values[i]!)
+      if (this.#decoded[place] !== values[i]) return undefined
+      codes[i] = this.#order[place]!
     }
     return codes
   }
 
-  #find(value: number, blockIndex: number): number | undefined {
-    const { map, absmax, offset } = this.#nested
-    const decode = (place: number) => Math.fround(Math.fround(map[this.#order[place]!]! * absmax[blockIndex]!) + offset)
+  /** The first place that is not below `value`, or the last one. */
+  #find(value: number): number {
     let low = 0
-    let high = 255
-    while (low < high) {
-      const middle = (low + high) >> 1
-      if (decode(middle) < value) low = middle + 1
-      else high = middle
-    }
-    return decode(low) === value ? this.#order[low] : undefined
+    for (let step = 128; step > 0; step >>= 1) if (this.#decoded[low + step - 1]! < value) low += step
+    return low
   }
 }
