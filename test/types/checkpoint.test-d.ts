@@ -38,4 +38,14 @@ expectError(exportCheckpoint(model, 'out'))
 
 expectType<Promise<CheckpointInspection>>(inspect('model.dat', { scales: true }))
 expectType<Promise<VerifyResult>>(verify('a.dat', 'b', { by: 'bits', tolerance: 0 }))
-expectType<'dat' | 'hf' | 'modelopt' | 'compressed-tensors' | 'gguf'>((await openCheckpoint('out')).format)
+expectType<'dat' | 'hf' | 'modelopt' | 'compressed-tensors' | 'bitsandbytes' | 'gguf'>(
+  (await openCheckpoint('out', { nibbles: 'low-first' })).format,
+)
+
+for (const { storage, codebook } of model.parameters()) {
+  expectType<'nvfp4' | 'bnb4' | 'fp32' | 'fp16' | 'bf16'>(storage)
+  expectType<'nf4' | 'fp4' | undefined>(codebook)
+}
+expectError(Qwen3Nvfp4Model.load('model.dat', { weights: 'bnb4' }))
+expectError(convert('Qwen3-4B', 'model.dat', { weights: 'bnb4' }))
+expectError(convert('Qwen3-4B', 'model.dat', { nibbles: 'high' }))
