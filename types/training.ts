@@ -56,6 +56,8 @@ export interface TrainingTokenizer {
   readonly stopTokenIds: readonly number[]
   readonly padTokenId?: number
   readonly chatTemplate?: { readonly source: string }
+  /** Where Tokenizer.fromFile has read it, and threads read it again. */
+  readonly path?: string
   encode(text: string): Int32Array
   decode(ids: ArrayLike<number>): string
   idOf(token: string): number | undefined
@@ -76,6 +78,11 @@ export interface DataFileOptions {
   tokenizer: TrainingTokenizer
   /** Bytes of token ids that are kept for later epochs; what does not fit is tokenised again. Default: 1 GiB. */
   cacheBytes?: number
+  /**
+   * Threads that tokenise, 0 to 64, each with a tokenizer of its own (Qwen3's: about 200 MB), from when it is needed until the
+   * batches end; for a tokenizer of `Tokenizer.fromFile`. Default: 0, the thread of the event loop does.
+   */
+  workers?: number
   signal?: AbortSignal
 }
 
@@ -86,7 +93,7 @@ export interface TsvDataOptions extends DataFileOptions, Pick<AnswerOptions, 'en
 
 export interface ChatDataOptions extends DataFileOptions, AnswerOptions {}
 
-export interface TextDataOptions extends Omit<DataFileOptions, 'cacheBytes'> {
+export interface TextDataOptions extends Omit<DataFileOptions, 'cacheBytes' | 'workers'> {
   /** A line with exactly this text ends a document and is no part of it. Default: none; each file is a document. */
   separator?: string
   /** The id behind every document. Default: that of `<|endoftext|>`, else the tokenizer's first stop token. */

@@ -1,7 +1,7 @@
 /**
  * Preparation of training data: how fast, and how long the event loop waits for it.
  *
- *   npx tsx benchmarks/train/data.ts <folder with tokenizer.json> [samples]
+ *   npx tsx benchmarks/train/data.ts <folder with tokenizer.json> [samples] [workers]
  *
  * Batches are taken as fast as they come. `open` reads, hashes and checks the file; the first epoch tokenises, the second
  * reads the cache. `waits` are the delays of a timer of 1 ms in all of it: 99.9 % of them, and the longest.
@@ -12,13 +12,14 @@ import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { Tokenizer, TrainingData, type BatchOptions } from 'qwen3-nvfp4'
 
-const [tokenizerPath, samples = '20000'] = process.argv.slice(2)
+const [tokenizerPath, samples = '20000', threads = '0'] = process.argv.slice(2)
 if (!tokenizerPath) {
-  console.error('usage: tsx benchmarks/train/data.ts <folder with tokenizer.json> [samples]')
+  console.error('usage: tsx benchmarks/train/data.ts <folder with tokenizer.json> [samples] [workers]')
   process.exit(2)
 }
 const tokenizer = await Tokenizer.fromFile(tokenizerPath)
 const count = Number(samples)
+const workers = Number(threads)
 
 // Words of several scripts in an order that repeats nothing, so that no cache of the tokenizer answers for whole lines.
 const words = [
@@ -65,8 +66,8 @@ console.log('| --- | --- | --- | --- | --- | --- | --- | --- |')
 try {
   const pairs = await write('pairs.tsv', count, () => `${sentence(12)}\t${sentence(8)}`)
   const packed = { maxTokens: 2048, batchSize: 4, pack: true }
-  await measure('TSV, packed', pairs, () => TrainingData.fromTsv(pairs, { tokenizer }), packed)
-  await measure('TSV, single', pairs, () => TrainingData.fromTsv(pairs, { tokenizer }), { maxTokens: 2048 })
+  await measure('TSV, packed', pairs, () => TrainingData.fromTsv(pairs, { tokenizer, workers }), packed)
+  await measure('TSV, single', pairs, () => TrainingData.fromTsv(pairs, { tokenizer, workers }), { maxTokens: 2048 })
   const turn = () => [
     { role: 'user', content: sentence(40) },
     { role: 'assistant', content: sentence(80) },
@@ -74,7 +75,7 @@ try {
   const chats = await write('chat.jsonl', Math.ceil(count / 20), () =>
     JSON.stringify({ messages: Array.from({ length: 5 }, turn).flat() }),
   )
-  await measure('chat of 5 turns, packed', chats, () => TrainingData.fromChatJsonl(chats, { tokenizer }), {
+  await measure('chat of 5 turns, packed', chats, () => TrainingData.fromChatJsonl(chats, { tokenizer, workers }), {
     ...packed,
     maxTokens: 8192,
   })

@@ -1,3 +1,4 @@
+import { resolve } from 'node:path'
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers'
 import type { ChatMessage, ChatTemplateOptions } from '../../types/chat'
 import { checkPath, wrongType, wrongValue } from '../check'
@@ -80,12 +81,15 @@ export class Tokenizer {
   readonly stopTokenIds: readonly number[]
   /** The checkpoint's chat template, if it has one. */
   readonly chatTemplate?: ChatTemplate
+  /** Where `fromFile` has read it. */
+  readonly path?: string
   readonly #tokenizer: HuggingFaceTokenizer
   readonly #special: ReadonlySet<number>
   readonly #bytes: (Uint8Array | undefined)[] = []
   readonly #added: ReadonlySet<number>
 
-  private constructor(tokenizerJson: object, tokenizerConfig: object) {
+  private constructor(tokenizerJson: object, tokenizerConfig: object, path?: string) {
+    if (path !== undefined) this.path = path
     const config = tokenizerConfig as TokenizerConfig
     const decoder = (tokenizerJson as TokenizerJson).decoder?.type
     if (decoder !== 'ByteLevel') {
@@ -124,8 +128,9 @@ export class Tokenizer {
    * where they exist (the latter wins over a template in the former); or a `.gguf`, which has a tokenizer in it.
    */
   static async fromFile(path: string | URL): Promise<Tokenizer> {
-    const { tokenizer, config } = await readTokenizerFiles(checkPath('path', path))
-    return new Tokenizer(tokenizer, config)
+    const file = resolve(checkPath('path', path))
+    const { tokenizer, config } = await readTokenizerFiles(file)
+    return new Tokenizer(tokenizer, config, file)
   }
 
   /** From the parsed contents of tokenizer.json and tokenizer_config.json. */

@@ -2,7 +2,7 @@
 import type { Command } from 'commander'
 import { type Tokenizer, TrainingData } from 'qwen3-nvfp4'
 import { usage } from './exit'
-import { flag, list, number, oneOf, repeated, text } from './values'
+import { flag, integer, list, number, oneOf, repeated, text } from './values'
 
 export interface DataFlags {
   data?: string[]
@@ -13,6 +13,7 @@ export interface DataFlags {
   thinking?: boolean
   separator?: string
   dataCacheMb?: number
+  dataWorkers?: number
 }
 
 export type DataFormat = 'tsv' | 'chat' | 'text'
@@ -57,6 +58,13 @@ export function addDataFlags(command: Command): Command {
         number({ min: 0 }),
       ),
     )
+    .addOption(
+      flag(
+        '--data-workers <n>',
+        'threads that tokenise tsv and chats, 0 to 64, each with a tokenizer of its own (default: 0, the main thread does)',
+        integer(0, 64),
+      ),
+    )
 }
 
 /** One set of all files of --data. */
@@ -85,13 +93,14 @@ const formatOf = (path: string): DataFormat =>
   path.endsWith('.tsv') ? 'tsv' : path.endsWith('.jsonl') ? 'chat' : 'text'
 
 function open(paths: string[], form: DataFormat, flags: DataFlags, tokenizer: Tokenizer, signal?: AbortSignal) {
-  const { system, answers, thinking, separator, dataCacheMb } = flags
+  const { system, answers, thinking, separator, dataCacheMb, dataWorkers } = flags
   if (form === 'text') return TrainingData.fromText(paths, { tokenizer, signal, ...(separator && { separator }) })
   const lines = {
     tokenizer,
     signal,
     ...(thinking !== undefined && { enableThinking: thinking }),
     ...(dataCacheMb !== undefined && { cacheBytes: Math.round(dataCacheMb * 2 ** 20) }),
+    ...(dataWorkers !== undefined && { workers: dataWorkers }),
   }
   if (form === 'chat') return TrainingData.fromChatJsonl(paths, { ...lines, ...(answers && { answers }) })
   return TrainingData.fromTsv(paths, { ...lines, ...(system && { systemPrompt: system }) })

@@ -41,6 +41,7 @@ export class MixedSource implements SampleSource {
 }
 
 class MixedRun implements SampleRun {
+  readonly readAhead: number
   readonly #runs: readonly SampleRun[]
   /** Of each set, its share of what the sets before it leave. */
   readonly #shares: readonly number[]
@@ -48,6 +49,7 @@ class MixedRun implements SampleRun {
 
   constructor(runs: readonly SampleRun[], parts: readonly WeightedSource[]) {
     this.#runs = runs
+    this.readAhead = Math.max(...runs.map((run) => run.readAhead))
     this.#shares = parts.map(({ weight }, i) => weight / parts.slice(i).reduce((sum, part) => sum + part.weight, 0))
   }
 

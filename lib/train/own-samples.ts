@@ -86,6 +86,7 @@ export class StreamedSource implements SampleSource {
 }
 
 class StreamRun implements SampleRun {
+  readonly readAhead = 1
   readonly #begin: SampleStream
   #iterator: AsyncIterator<unknown> | Iterator<unknown> | undefined
   #epoch = -1

@@ -4,7 +4,14 @@ import type { BatchPlan } from './batch-options'
 import { BatchRows } from './batch-rows'
 import { emptySet, fitSample } from './fit-sample'
 import { Pacer } from './pacer'
-import type { SampleRun, SampleSource } from './sample-source'
+import type { LocatedSample, SampleRun, SampleSource } from './sample-source'
+
+/** The sample at a place. What goes wrong with it is thrown where it is awaited, if it comes to that. */
+function ask(run: SampleRun, epoch: number, place: number): Promise<LocatedSample | undefined> {
+  const asked = Promise.resolve(run.at(epoch, place))
+  asked.catch(() => {})
+  return asked
+}
 
 /** The batches of one epoch from a place on. */
 async function* epochBatches(
@@ -16,10 +23,12 @@ async function* epochBatches(
 ): AsyncGenerator<PreparedBatch, void, undefined> {
   let rows = new BatchRows(plan)
   let place = from
+  const ahead: Promise<LocatedSample | undefined>[] = []
   for (;;) {
     const pause = pacer.pause()
     if (pause) await pause
-    const sample = await run.at(epoch, place)
+    while (ahead.length < run.readAhead) ahead.push(ask(run, epoch, place + ahead.length))
+    const sample = await ahead.shift()
     if (!sample) break
     const fitted = await fitSample(sample, plan)
     if (!rows.add(fitted)) {

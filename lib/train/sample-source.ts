@@ -24,6 +24,8 @@ export interface RunSettings {
 
 /** One pass over a set, epoch after epoch. */
 export interface SampleRun {
+  /** Samples that may be asked for before the one at the front is there: 1 where order matters or nothing is gained. */
+  readonly readAhead: number
   /** The sample at a place of an epoch's order, undefined behind its last one. */
   at(epoch: number, place: number): MaybePromise<LocatedSample | undefined>
   /** Samples in an epoch. */
@@ -41,6 +43,8 @@ export interface SampleSource {
 
 /** Samples that can be read in any order. */
 export interface IndexedSamples {
+  /** As in SampleRun. Default: 1. */
+  readonly readAhead?: number
   count(): MaybePromise<number>
   read(index: number): MaybePromise<LocatedSample | undefined>
   close?(): MaybePromise<void>
@@ -48,12 +52,14 @@ export interface IndexedSamples {
 
 /** Indexed samples in their own order or in a random one. */
 export class IndexedRun implements SampleRun {
+  readonly readAhead: number
   readonly #samples: IndexedSamples
   readonly #seed: bigint | undefined
   #order: { epoch: number; count: number; permutation: Permutation } | undefined
 
   constructor(samples: IndexedSamples, { shuffle = true, seed }: RunSettings) {
     this.#samples = samples
+    this.readAhead = samples.readAhead ?? 1
     this.#seed = shuffle ? seed : undefined
   }
 

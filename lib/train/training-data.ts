@@ -22,7 +22,8 @@ import {
 } from '../check'
 import { answerOptionNames, checkAnswerOptions, checkTokenizer } from './answer-sample'
 import { checkBatchOptions } from './batch-options'
-import { LineSource, chatParser, tsvParser, type LineParser } from './line-source'
+import type { LineFormat } from './line-formats'
+import { LineSource } from './line-source'
 import { MixedSource } from './mixed-source'
 import { StoredSource, StreamedSource, type SampleStream } from './own-samples'
 import { Pacer } from './pacer'
@@ -33,7 +34,9 @@ import { TextSource } from './text-source'
 /** A file, or several that are read one behind the other. */
 export type DataPaths = string | URL | readonly (string | URL)[]
 
-const fileOptionNames = ['tokenizer', 'cacheBytes', 'signal'] as const
+const fileOptionNames = ['tokenizer', 'cacheBytes', 'workers', 'signal'] as const
+/** More than that many threads wait for the one that makes batches. */
+const mostWorkers = 64
 const defaultCacheBytes = 2 ** 30
 
 function checkPaths(paths: unknown): string[] {
@@ -76,14 +79,14 @@ export class TrainingData implements BatchSource {
   static async fromTsv(path: DataPaths, options: TsvDataOptions): Promise<TrainingData> {
     const given = checkOptions(options, 'options', [...fileOptionNames, 'systemPrompt', 'enableThinking'])
     const { systemPrompt } = given
-    const parse = tsvParser(systemPrompt === undefined ? undefined : checkString('systemPrompt', systemPrompt))
-    return TrainingData.#fromLines(path, given, parse, { kind: 'tsv', systemPrompt })
+    if (systemPrompt !== undefined) checkString('systemPrompt', systemPrompt)
+    return TrainingData.#fromLines(path, given, { kind: 'tsv', systemPrompt })
   }
 
   /** A JSON object a line, `{"messages": [{"role", "content"}, …]}`, with `tools` where a conversation has its own. */
   static async fromChatJsonl(path: DataPaths, options: ChatDataOptions): Promise<TrainingData> {
     const given = checkOptions(options, 'options', [...fileOptionNames, ...answerOptionNames])
-    return TrainingData.#fromLines(path, given, chatParser, { kind: 'chat' })
+    return TrainingData.#fromLines(path, given, { kind: 'chat' })
   }
 
   /** Running text, in windows of maxTokens whose every token has a loss. */
@@ -131,9 +134,13 @@ export class TrainingData implements BatchSource {
     return new TrainingData(new MixedSource(sources))
   }
 
-  static async #fromLines(path: DataPaths, options: ChatDataOptions, parse: LineParser, format: unknown) {
+  static async #fromLines(path: DataPaths, options: ChatDataOptions, format: LineFormat) {
     const { tokenizer, cacheBytes, pacer } = checkFileOptions(options)
-    const settings = { tokenizer, cacheBytes, parse, format, answers: checkAnswerOptions(options) }
+    const workers = checkInteger('workers', options.workers ?? 0, 0, mostWorkers)
+    if (workers > 0 && tokenizer.path === undefined) {
+      throw wrongType('a Tokenizer of Tokenizer.fromFile, which workers read again,', 'tokenizer', tokenizer)
+    }
+    const settings = { tokenizer, cacheBytes, workers, format, answers: checkAnswerOptions(options) }
     return new TrainingData(await LineSource.read(checkPaths(path), settings, pacer))
   }
 
