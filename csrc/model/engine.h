@@ -6,6 +6,7 @@
 // run later (CUDA): only download(), all_finite() and copies between host and device wait.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <vector>
 
@@ -28,12 +29,6 @@ struct GradientRows {
   bool bf16 = false;
 
   int64_t element_bytes() const { return bf16 ? 2 : 4; }
-};
-
-// What an update did to one parameter.
-struct UpdateTotals {
-  double gradient_squares = 0, update_squares = 0;
-  int64_t changed_codes = 0, saturated = 0;  // see AdamwRow
 };
 
 // Bytes of an activation element, for plans that are made without an engine.
@@ -83,6 +78,14 @@ class Engine {
   virtual void rms_norm(Activation* y, float* inv_rms, const Activation* x, const Parameter& w, int64_t rows,
                         float eps) = 0;
   virtual void linear(Activation* y, const Activation* x, const WeightView& w, int64_t N, bool accumulate) = 0;
+  // Products of one x, one after the other, or on CUDA with few tokens at once: each as linear() has it.
+  struct LinearPart {
+    Activation* y;
+    const Parameter& w;
+  };
+  virtual void linear_parts(std::initializer_list<LinearPart> parts, const Activation* x, int64_t N) {
+    for (const LinearPart& part : parts) linear(part.y, x, part.w.view(), N, false);
+  }
   // The same product with decoded weights and plain loops: path A of compareForwardPaths.
   virtual void linear_reference(Activation* y, const Activation* x, const WeightView& w, int64_t N,
                                 bool accumulate) = 0;
@@ -116,6 +119,16 @@ class Engine {
   // --- Backward ---
   virtual void linear_backward_input(Activation* dx, const Activation* dy, const WeightView& w, int64_t N,
                                      bool accumulate) = 0;
+  // dx = Σ of such products, one after the other, or on CUDA with few tokens at once and rounded once.
+  struct LinearInputPart {
+    const Activation* dy;
+    const Parameter& w;
+  };
+  virtual void linear_backward_input_parts(Activation* dx, std::initializer_list<LinearInputPart> parts, int64_t N) {
+    for (const LinearInputPart& part : parts) {
+      linear_backward_input(dx, part.dy, part.w.view(), N, &part != parts.begin());
+    }
+  }
   struct WeightGradient {
     GradientRows dw;       // out [row_count, K]
     const Activation* dy;  // in [N, dy_cols]: columns [dy_begin, dy_begin + row_count) are the rows' outputs
@@ -155,16 +168,18 @@ class Engine {
                                   int64_t row_begin, int64_t row_count) = 0;
 
   // --- Gradients and their use ---
-  // Σ g² of each row.
-  virtual void row_squares(double* squares, GradientRows g, int64_t row_count, int64_t K) = 0;
-  // Refuses a step at the rows of squares f64[row_count] when one is not finite: at once with
-  // Error(kNonFiniteGradient), or on CUDA by setting *stop to the parameter's id + 1 unless it is set, after which
-  // adamw() does nothing.
-  virtual void require_finite(const double* squares, int64_t row_count, const Parameter& parameter, uint32_t* stop) = 0;
+  // Σ g² of each of the parameter's rows. Where `stop` is not null, a step is refused at them when one is not finite:
+  // at once with Error(kNonFiniteGradient), or on CUDA by setting *stop to the parameter's id + 1 unless it is set,
+  // after which adamw() does nothing.
+  virtual void row_squares(double* squares, GradientRows g, int64_t row_count, const Parameter& parameter,
+                           uint32_t* stop) = 0;
   // Every pointer of args on the device; args.stop is used on CUDA alone.
   virtual void adamw(AdamwRow* rows, const AdamwArgs& args) = 0;
-  // Totals of a whole parameter, in the order of its rows; rows or squares may be null.
-  virtual void sum_rows(UpdateTotals* totals, const AdamwRow* rows, const double* squares, int64_t row_count) = 0;
+  // A step of vectors as adamw_vectors_cuda() has it.
+  virtual void adamw_vectors(UpdateTotals* totals, const std::vector<AdamwArgs>& vectors) = 0;
+  // totals[parameter] of each range.
+  virtual void sum_rows(UpdateTotals* totals, const AdamwRow* results, const double* squares,
+                        const std::vector<RowRange>& ranges) = 0;
   virtual void store_rows(const StoreRowsArgs& args, const float* x) = 0;
   virtual void load_rows(float* x, const StoreRowsArgs& args) = 0;
   // sum += x.

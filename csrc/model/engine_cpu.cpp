@@ -155,27 +155,38 @@ class CpuEngine : public Engine {
     embedding_backward_cpu(dw, f32(dx), ids, N, H, row_begin, row_count, cpu());
   }
 
-  void row_squares(double* squares, GradientRows g, int64_t row_count, int64_t K) override {
-    row_squares_cpu(squares, static_cast<const float*>(g.data), row_count, K, cpu());
-  }
-
-  void require_finite(const double* squares, int64_t row_count, const Parameter& parameter, uint32_t*) override {
-    if (std::all_of(squares, squares + row_count, [](double value) { return std::isfinite(value); })) return;
+  void row_squares(double* squares, GradientRows g, int64_t row_count, const Parameter& parameter,
+                   uint32_t* stop) override {
+    row_squares_cpu(squares, static_cast<const float*>(g.data), row_count, parameter.cols, cpu());
+    if (!stop || std::all_of(squares, squares + row_count, [](double value) { return std::isfinite(value); })) return;
     fail_at(parameter.name, Code::kNonFiniteGradient, "the gradient of %s is not finite", parameter.name.c_str());
   }
 
   void adamw(AdamwRow* rows, const AdamwArgs& args) override { adamw_cpu(rows, args, cpu()); }
 
-  void sum_rows(UpdateTotals* totals, const AdamwRow* rows, const double* squares, int64_t row_count) override {
-    UpdateTotals sum;
-    for (int64_t row = 0; row < row_count; ++row) {
-      if (squares) sum.gradient_squares += squares[row];
-      if (!rows) continue;
-      sum.update_squares += rows[row].update_squares;
-      sum.changed_codes += rows[row].changed_codes;
-      sum.saturated += rows[row].saturated;
+  void adamw_vectors(UpdateTotals* totals, const std::vector<AdamwArgs>& vectors) override {
+    for (const AdamwArgs& args : vectors) {
+      UpdateTotals& total = totals[args.parameter] = {};
+      row_squares_cpu(&total.gradient_squares, args.g, 1, args.K, cpu());
+      if (!std::isfinite(total.gradient_squares)) continue;
+      AdamwRow row;
+      adamw_cpu(&row, args, cpu());
+      total.update_squares = row.update_squares;
     }
-    *totals = sum;
+  }
+
+  void sum_rows(UpdateTotals* totals, const AdamwRow* results, const double* squares,
+                const std::vector<RowRange>& ranges) override {
+    for (const RowRange& range : ranges) {
+      UpdateTotals& sum = totals[range.parameter] = {};
+      for (int64_t row = range.begin; row < range.begin + range.count; ++row) {
+        if (range.measured) sum.gradient_squares += squares[row];
+        if (!range.updated) continue;
+        sum.update_squares += results[row].update_squares;
+        sum.changed_codes += results[row].changed_codes;
+        sum.saturated += results[row].saturated;
+      }
+    }
   }
 
   void store_rows(const StoreRowsArgs& args, const float* x) override { store_rows_cpu(args, x, cpu()); }

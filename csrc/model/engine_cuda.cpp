@@ -8,6 +8,7 @@
 
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
+#include "ops/gemv_backward_input.h"
 #include "ops/kv_cache_write.h"
 #include "ops/linear.h"
 #include "ops/linear_w4a4.h"
@@ -57,6 +58,22 @@ class CudaEngine : public Engine {
 
   void linear(Activation* y, const Activation* x, const WeightView& w, int64_t N, bool accumulate) override {
     product(y, CudaFloat::kBF16, x, w, N, accumulate);
+  }
+
+  void linear_parts(std::initializer_list<LinearPart> parts, const Activation* x, int64_t N) override {
+    GemvCudaArgs args{};
+    args.matrix_count = 0;
+    args.x = bf16(x);
+    args.T = N;
+    bool packed = N <= kGemvTokens && parts.size() <= kGemvMatrices;
+    for (const LinearPart& part : parts) {
+      const WeightView w = part.w.view();
+      packed = packed && w.storage == Storage::kNvfp4 && gemv_nvfp4_fits_cuda(w.cols);
+      if (!packed) return Engine::linear_parts(parts, x, N);
+      args.K = w.cols;
+      args.matrices[args.matrix_count++] = {part.y, w.rows, w.packed, w.residual};
+    }
+    gemv_nvfp4_cuda(args, stream_);
   }
 
   void linear_reference(Activation* y, const Activation* x, const WeightView& w, int64_t N, bool accumulate) override {
@@ -118,6 +135,23 @@ class CudaEngine : public Engine {
     linear_backward_input_cuda(bf16(dx), bf16(dy), dense, N, accumulate, products(bytes));
   }
 
+  void linear_backward_input_parts(Activation* dx, std::initializer_list<LinearInputPart> parts, int64_t N) override {
+    GemvBackwardInputCuda args{.dx = bf16(dx), .T = N};
+    WeightView weights[kGemvInputWeights];
+    for (const LinearInputPart& part : parts) {
+      const WeightView w = part.w.view();
+      const bool packed =
+          N <= kGemvInputTokens && w.storage == Storage::kNvfp4 && args.weight_count < kGemvInputWeights;
+      if (!packed) return Engine::linear_backward_input_parts(dx, parts, N);
+      args.dy[args.weight_count] = bf16(part.dy);
+      args.dy_strides[args.weight_count] = w.rows;
+      weights[args.weight_count++] = w;
+    }
+    args.weights = weights;
+    args.scratch = products(gemv_backward_input_scratch_bytes(weights, args.weight_count, N)).scratch;
+    gemv_backward_input_cuda(args, stream_);
+  }
+
   void linear_backward_weight(const WeightGradient& a) override {
     if (a.dy_cols != a.row_count && a.dy_begin % 8 != 0) {
       fail(Code::kInternal, "rows of a weight's gradient begin at a multiple of 8 on CUDA");
@@ -154,20 +188,25 @@ class CudaEngine : public Engine {
     embedding_backward_cuda(dw, bf16(dx), ids, N, H, row_begin, row_count, stream_);
   }
 
-  void row_squares(double* squares, GradientRows g, int64_t row_count, int64_t K) override {
-    if (g.bf16) return row_squares_bf16_cuda(squares, static_cast<const uint16_t*>(g.data), row_count, K, stream_);
-    row_squares_cuda(squares, static_cast<const float*>(g.data), row_count, K, stream_);
-  }
-
-  void require_finite(const double* squares, int64_t row_count, const Parameter& parameter, uint32_t* stop) override {
-    find_non_finite_squares_cuda(stop, parameter.id + 1, squares, row_count, stream_);
+  void row_squares(double* squares, GradientRows g, int64_t row_count, const Parameter& parameter,
+                   uint32_t* stop) override {
+    const StopFlag flag{stop, parameter.id + 1};
+    const int64_t K = parameter.cols;
+    if (g.bf16) {
+      return row_squares_bf16_cuda(squares, static_cast<const uint16_t*>(g.data), row_count, K, flag, stream_);
+    }
+    row_squares_cuda(squares, static_cast<const float*>(g.data), row_count, K, flag, stream_);
   }
 
   void adamw(AdamwRow* rows, const AdamwArgs& args) override { adamw_cuda(rows, args, stream_); }
 
-  void sum_rows(UpdateTotals* totals, const AdamwRow* rows, const double* squares, int64_t row_count) override {
-    sum_rows_cuda({&totals->gradient_squares, &totals->update_squares, &totals->changed_codes, &totals->saturated},
-                  rows, squares, row_count, stream_);
+  void adamw_vectors(UpdateTotals* totals, const std::vector<AdamwArgs>& vectors) override {
+    adamw_vectors_cuda(totals, vectors.data(), static_cast<int64_t>(vectors.size()), stream_);
+  }
+
+  void sum_rows(UpdateTotals* totals, const AdamwRow* results, const double* squares,
+                const std::vector<RowRange>& ranges) override {
+    sum_rows_cuda(totals, results, squares, ranges.data(), static_cast<int64_t>(ranges.size()), stream_);
   }
 
   void store_rows(const StoreRowsArgs& args, const float* x) override { store_rows_cuda(args, x, stream_); }

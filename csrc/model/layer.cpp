@@ -4,9 +4,18 @@ namespace qn {
 
 namespace {
 
-void project(const LayerPass& pass, Activation* y, const Activation* x, const Parameter& w, bool accumulate = false) {
-  if (pass.reference) return pass.engine.linear_reference(y, x, w.view(), pass.N(), accumulate);
-  pass.engine.linear(y, x, w.view(), pass.N(), accumulate);
+// y = x · wᵀ of each part.
+void project(const LayerPass& pass, std::initializer_list<Engine::LinearPart> parts, const Activation* x) {
+  if (!pass.reference) return pass.engine.linear_parts(parts, x, pass.N());
+  for (const Engine::LinearPart& part : parts) {
+    pass.engine.linear_reference(part.y, x, part.w.view(), pass.N(), false);
+  }
+}
+
+// y += x · wᵀ.
+void add_projection(const LayerPass& pass, Activation* y, const Activation* x, const Parameter& w) {
+  if (pass.reference) return pass.engine.linear_reference(y, x, w.view(), pass.N(), true);
+  pass.engine.linear(y, x, w.view(), pass.N(), true);
 }
 
 void norm(const LayerPass& pass, Activation* y, float* inv_rms, const Activation* x, const Parameter& w) {
@@ -21,9 +30,7 @@ void layer_norm_input(const LayerPass& pass, LayerParameters& p, const Activatio
 
 void layer_project(const LayerPass& pass, LayerParameters& p, const Activation* x, const LayerActivations& a) {
   layer_norm_input(pass, p, x, a);
-  project(pass, a.q_raw, a.x_norm, *p.q_proj);
-  project(pass, a.k_raw, a.x_norm, *p.k_proj);
-  project(pass, a.v, a.x_norm, *p.v_proj);
+  project(pass, {{a.q_raw, *p.q_proj}, {a.k_raw, *p.k_proj}, {a.v, *p.v_proj}}, a.x_norm);
 }
 
 void layer_rotate(const LayerPass& pass, LayerParameters& p, const LayerActivations& a) {
@@ -40,7 +47,7 @@ void layer_attend(const LayerPass& pass, int64_t layer, const LayerActivations& 
 
 void layer_attention_output(const LayerPass& pass, LayerParameters& p, const Activation* x, const LayerActivations& a) {
   pass.engine.copy(a.x_mid, x, pass.N() * pass.model.config().H);
-  project(pass, a.x_mid, a.att, *p.o_proj, true);
+  add_projection(pass, a.x_mid, a.att, *p.o_proj);
 }
 
 void layer_norm_mid(const LayerPass& pass, LayerParameters& p, const LayerActivations& a) {
@@ -48,8 +55,7 @@ void layer_norm_mid(const LayerPass& pass, LayerParameters& p, const LayerActiva
 }
 
 void layer_gate_up(const LayerPass& pass, LayerParameters& p, const LayerActivations& a) {
-  project(pass, a.gate, a.mid_norm, *p.gate_proj);
-  project(pass, a.up, a.mid_norm, *p.up_proj);
+  project(pass, {{a.gate, *p.gate_proj}, {a.up, *p.up_proj}}, a.mid_norm);
 }
 
 void layer_activate(const LayerPass& pass, const LayerActivations& a) {
@@ -58,7 +64,7 @@ void layer_activate(const LayerPass& pass, const LayerActivations& a) {
 
 void layer_output(const LayerPass& pass, LayerParameters& p, const LayerActivations& a, Activation* x_out) {
   pass.engine.copy(x_out, a.x_mid, pass.N() * pass.model.config().H);
-  project(pass, x_out, a.act, *p.down_proj, true);
+  add_projection(pass, x_out, a.act, *p.down_proj);
 }
 
 void layer_inside(const LayerPass& pass, int64_t layer, const Activation* x, const LayerActivations& a) {

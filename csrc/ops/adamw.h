@@ -107,9 +107,37 @@ void adamw_halve_scales(uint8_t* scales, int64_t count);
 
 // Σ g² of each row, f64[row_count]; not finite when any element is not.
 void row_squares_cpu(double* squares, const float* g, int64_t row_count, int64_t K, const Cpu& cpu);
+// Where a step stops that meets a gradient which is not finite: *flag, on the device, becomes `mark` unless it is set.
+// Null: nowhere.
+struct StopFlag {
+  uint32_t* flag = nullptr;
+  uint32_t mark = 0;
+};
 // The CPU's bytes; g f32 or bf16 [row_count, K]. squares and g on the device.
-void row_squares_cuda(double* squares, const float* g, int64_t row_count, int64_t K, CudaStream stream);
-void row_squares_bf16_cuda(double* squares, const uint16_t* g, int64_t row_count, int64_t K, CudaStream stream);
+void row_squares_cuda(double* squares, const float* g, int64_t row_count, int64_t K, const StopFlag& stop,
+                      CudaStream stream);
+void row_squares_bf16_cuda(double* squares, const uint16_t* g, int64_t row_count, int64_t K, const StopFlag& stop,
+                           CudaStream stream);
+
+// What an update did to one parameter.
+struct UpdateTotals {
+  double gradient_squares = 0, update_squares = 0;
+  int64_t changed_codes = 0, saturated = 0;  // see AdamwRow
+};
+// Rows [begin, begin + count) of results and squares are those of one parameter.
+struct RowRange {
+  uint32_t parameter = 0;
+  bool updated = false, measured = false;  // whether the results, the squares count
+  int64_t begin = 0, count = 0;
+};
+// totals[parameter] of each range: sums of f64 in a fixed order, which depends on the count alone. `ranges` in host
+// memory, everything else on the device.
+void sum_rows_cuda(UpdateTotals* totals, const AdamwRow* results, const double* squares, const RowRange* ranges,
+                   int64_t range_count, CudaStream stream);
+
+// One step of vectors: dense weights of one row with f32 moments, g in f32. totals[parameter] is all that is told of
+// each; one whose gradient is not finite stays as it is, which its gradient_squares say. The bytes of adamw_cuda.
+void adamw_vectors_cuda(UpdateTotals* totals, const AdamwArgs* vectors, int64_t count, CudaStream stream);
 
 // The first moment's storage by itself, without √v and with a row's own power of two (gradient accumulation uses it):
 // x f32[row_count, K] to and from rows [row_begin, …) of `view`, rounded stochastically with the bits of (seed,

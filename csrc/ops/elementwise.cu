@@ -52,62 +52,18 @@ struct Add {
 
 __device__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 __device__ bool is_finite(uint16_t x) { return (x & 0x7f80u) != 0x7f80u; }
-__device__ bool is_finite(double x) { return isfinite(x); }
 
-// computes   *flag = value if it was 0 and some x is not finite
+// computes   *flag = 1 if some x is not finite
 // moves      read each element once                                      bound: memory
 // launch     grid <= 2048, block 256, smem 0
 // numerics   every thread that writes writes the same value
 // measured   not yet
 template <typename X>
-__global__ void __launch_bounds__(kThreads)
-    find_non_finite_kernel(uint32_t* flag, uint32_t value, const X* x, int64_t count) {
+__global__ void __launch_bounds__(kThreads) find_non_finite_kernel(uint32_t* flag, const X* x, int64_t count) {
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   bool bad = false;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) bad |= !is_finite(x[i]);
-  if (bad) atomicCAS(flag, 0u, value);
-}
-
-struct RowSums {
-  double gradient, update;
-  long long changed, saturated;
-
-  __device__ void add(const RowSums& other) {
-    gradient += other.gradient;
-    update += other.update;
-    changed += other.changed;
-    saturated += other.saturated;
-  }
-};
-
-// computes   totals over rows
-// moves      read 16 + 8 B a row                                         bound: latency
-// launch     one block of 1024, smem 32 KiB                              thread i adds rows i, i + 1024, …
-// numerics   f64; each thread in order of its rows, then a fixed tree
-// measured   not yet
-constexpr int kSumThreads = 1024;
-__global__ void __launch_bounds__(kSumThreads)
-    sum_rows_kernel(RowTotalsCuda totals, const AdamwRow* rows, const double* squares, int64_t row_count) {
-  __shared__ RowSums sums[kSumThreads];
-  RowSums own{0, 0, 0, 0};
-  for (int64_t row = threadIdx.x; row < row_count; row += kSumThreads) {
-    if (squares) own.gradient += squares[row];
-    if (!rows) continue;
-    own.update += rows[row].update_squares;
-    own.changed += rows[row].changed_codes;
-    own.saturated += rows[row].saturated;
-  }
-  sums[threadIdx.x] = own;
-  for (unsigned half = kSumThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (threadIdx.x < half) sums[threadIdx.x].add(sums[threadIdx.x + half]);
-  }
-  if (threadIdx.x == 0) {
-    *totals.gradient_squares = sums[0].gradient;
-    *totals.update_squares = sums[0].update;
-    *totals.changed_codes = sums[0].changed;
-    *totals.saturated = sums[0].saturated;
-  }
+  if (bad) *flag = 1;
 }
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -120,9 +76,9 @@ void launch(Y* y, const X* x, int64_t count, Map map, CudaStream stream) {
 }
 
 template <typename X>
-void launch_find(uint32_t* flag, uint32_t value, const X* x, int64_t count, CudaStream stream) {
+void launch_find(uint32_t* flag, const X* x, int64_t count, CudaStream stream) {
   if (count == 0) return;
-  find_non_finite_kernel<<<blocks_for(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(flag, value, x, count);
+  find_non_finite_kernel<<<blocks_for(count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(flag, x, count);
   QN_CUDA_CHECK(cudaGetLastError());
 }
 
@@ -144,19 +100,10 @@ void f16_to_bf16_cuda(uint16_t* y, const uint16_t* x, int64_t count, CudaStream 
 void add_cuda(float* sum, const float* x, int64_t count, CudaStream stream) { launch(sum, x, count, Add{}, stream); }
 
 void find_non_finite_cuda(uint32_t* flag, const float* x, int64_t count, CudaStream stream) {
-  launch_find(flag, 1, x, count, stream);
+  launch_find(flag, x, count, stream);
 }
 void find_non_finite_bf16_cuda(uint32_t* flag, const uint16_t* x, int64_t count, CudaStream stream) {
-  launch_find(flag, 1, x, count, stream);
-}
-void find_non_finite_squares_cuda(uint32_t* flag, uint32_t value, const double* x, int64_t count, CudaStream stream) {
-  launch_find(flag, value, x, count, stream);
-}
-
-void sum_rows_cuda(const RowTotalsCuda& totals, const AdamwRow* rows, const double* squares, int64_t row_count,
-                   CudaStream stream) {
-  sum_rows_kernel<<<1, kSumThreads, 0, static_cast<cudaStream_t>(stream)>>>(totals, rows, squares, row_count);
-  QN_CUDA_CHECK(cudaGetLastError());
+  launch_find(flag, x, count, stream);
 }
 
 }  // namespace qn

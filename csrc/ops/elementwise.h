@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "core/cuda_device.h"
-#include "ops/adamw.h"
 
 namespace qn {
 
@@ -24,16 +23,5 @@ void add_cuda(float* sum, const float* x, int64_t count, CudaStream stream);
 // *flag ← 1 when an element is infinite or NaN; otherwise it stays.
 void find_non_finite_cuda(uint32_t* flag, const float* x, int64_t count, CudaStream stream);
 void find_non_finite_bf16_cuda(uint32_t* flag, const uint16_t* x, int64_t count, CudaStream stream);
-// *flag ← value when it was 0 and an element is infinite or NaN. One launch at a time may look at a flag.
-void find_non_finite_squares_cuda(uint32_t* flag, uint32_t value, const double* x, int64_t count, CudaStream stream);
-
-// Sums over rows in a fixed tree: Σ squares, Σ update_squares, Σ changed_codes, Σ saturated. rows and squares may be
-// null.
-struct RowTotalsCuda {
-  double *gradient_squares, *update_squares;
-  int64_t *changed_codes, *saturated;
-};
-void sum_rows_cuda(const RowTotalsCuda& totals, const AdamwRow* rows, const double* squares, int64_t row_count,
-                   CudaStream stream);
 
 }  // namespace qn

@@ -37,7 +37,8 @@ struct Plane {
   const uint8_t* scales;
   float scale;  // of a sum
   int64_t rows;
-  int64_t dy_at;   // column of dy
+  const uint16_t* dy;
+  int64_t dy_stride;
   int slices_end;  // slices of this plane and those before
 };
 
@@ -45,8 +46,7 @@ struct Kernel {
   Plane planes[kPlanes];
   int plane_count;
   float* partials;  // [slice][T][K]
-  const uint16_t* dy;
-  int64_t dy_stride, K;
+  int64_t K;
   int64_t slice_rows;  // a multiple of kUnitRows
   int T, groups;       // of kColumns columns
 };
@@ -76,7 +76,7 @@ __device__ __forceinline__ void copy_unit(const Kernel& p, const Part& part, uin
   const int token = (lane - 16) / 2, half = lane % 2;
   const void* other = lane < 16
                           ? static_cast<const void*>(part.plane.scales + (row + lane) * (p.K / 16) + part.column / 16)
-                          : p.dy + token * p.dy_stride + part.plane.dy_at + row + half * 8;
+                          : part.plane.dy + token * part.plane.dy_stride + row + half * 8;
   copy_async16(to + kScalesAt + lane * 16, other,
                lane < 16 ? row + lane < part.end : token < p.T && row + half * 8 < part.end);
 }
@@ -99,7 +99,7 @@ __device__ __noinline__ void copy_ragged_unit(const Kernel& p, const Part& part,
     const int token = i / kUnitRows;
     const int64_t at = row + i % kUnitRows;
     reinterpret_cast<uint16_t*>(slot + kDyAt)[i] =
-        token < p.T && at < part.end ? p.dy[token * p.dy_stride + part.plane.dy_at + at] : 0;
+        token < p.T && at < part.end ? part.plane.dy[token * part.plane.dy_stride + at] : 0;
   }
 }
 
@@ -242,7 +242,9 @@ __global__ void __launch_bounds__(128) sum_slices_kernel(uint16_t* __restrict__ 
 }
 
 // The weights as planes, cut into slices.
-Kernel kernel_of(const WeightView* weights, int weight_count) {
+Kernel kernel_of(const GemvBackwardInputCuda& args) {
+  const WeightView* weights = args.weights;
+  const int weight_count = args.weight_count;
   if (weight_count < 1 || weight_count > kGemvInputWeights)
     fail(Code::kInternal, "a product of %d weights", weight_count);
   Kernel p{};
@@ -252,11 +254,15 @@ Kernel kernel_of(const WeightView* weights, int weight_count) {
   for (int i = 0; i < weight_count; ++i) {
     for (const Nvfp4View* view : {&weights[i].packed, &weights[i].residual}) {
       if (!view->codes || weights[i].rows == 0) continue;
-      p.planes[p.plane_count++] = {view->codes,     view->scales, view->global_scale / kWeightUnit,
-                                   weights[i].rows, p.dy_stride,  0};
+      p.planes[p.plane_count++] = {view->codes,
+                                   view->scales,
+                                   view->global_scale / kWeightUnit,
+                                   weights[i].rows,
+                                   args.dy[i],
+                                   args.dy_strides[i],
+                                   0};
       rows += weights[i].rows;
     }
-    p.dy_stride += weights[i].rows;
   }
   if (rows * p.K == 0) return p;
   const int64_t most = std::max<int64_t>(kBlocks / p.groups, p.plane_count);
@@ -272,8 +278,8 @@ Kernel kernel_of(const WeightView* weights, int weight_count) {
 int slices_of(const Kernel& p) { return p.plane_count > 0 ? p.planes[p.plane_count - 1].slices_end : 0; }
 
 bool whole(const Kernel& p) {
-  bool result = p.K % kColumns == 0 && p.dy_stride % 8 == 0;
-  for (int i = 0; i < p.plane_count; ++i) result = result && p.planes[i].rows % 8 == 0;
+  bool result = p.K % kColumns == 0;
+  for (const Plane& plane : p.planes) result = result && plane.rows % 8 == 0 && plane.dy_stride % 8 == 0;
   return result;
 }
 
@@ -282,13 +288,13 @@ bool whole(const Kernel& p) {
 // --------------------------------------------------------------------------------------------------------------------
 
 int64_t gemv_backward_input_scratch_bytes(const WeightView* weights, int weight_count, int64_t T) {
-  const Kernel p = kernel_of(weights, weight_count);
+  const Kernel p = kernel_of({.weights = weights, .weight_count = weight_count});
   return slices_of(p) * T * p.K * int64_t{sizeof(float)};
 }
 
 void gemv_backward_input_cuda(const GemvBackwardInputCuda& args, CudaStream stream) {
   if (args.T > kGemvInputTokens) fail(Code::kInternal, "a GEMV of %lld tokens", static_cast<long long>(args.T));
-  Kernel p = kernel_of(args.weights, args.weight_count);
+  Kernel p = kernel_of(args);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const int64_t count = args.T * p.K;
   if (count == 0) return;
@@ -298,7 +304,6 @@ void gemv_backward_input_cuda(const GemvBackwardInputCuda& args, CudaStream stre
     return;
   }
   p.partials = static_cast<float*>(args.scratch);
-  p.dy = args.dy;
   p.T = static_cast<int>(args.T);
   const auto kernel = whole(p) ? gemv_backward_input_kernel<true> : gemv_backward_input_kernel<false>;
   QN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));

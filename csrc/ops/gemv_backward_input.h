@@ -17,13 +17,14 @@ constexpr int kGemvInputWeights = 3;
 
 // All pointers on the device, but for `weights` itself.
 struct GemvBackwardInputCuda {
-  uint16_t* dx;               // out (in too with accumulate) bf16[T, K], 8-byte aligned; aliases nothing
-  const uint16_t* dy;         // in bf16[T, Σ N_i], 16-byte aligned: columns of weights[0], then of the next
-  const WeightView* weights;  // NVFP4, all of K columns; fast when K % 256 == 0 and every N % 8 == 0
-  int weight_count;
-  int64_t T;      // 0 <= T <= kGemvInputTokens
-  void* scratch;  // 16-byte aligned
-  bool accumulate;
+  uint16_t* dx = nullptr;  // out (in too with accumulate) bf16[T, K], 8-byte aligned; aliases nothing
+  const uint16_t* dy[kGemvInputWeights] = {};  // in bf16[T, N_i], 16-byte aligned
+  int64_t dy_strides[kGemvInputWeights] = {};  // elements from token to token; fast when a multiple of 8
+  const WeightView* weights = nullptr;         // NVFP4, all of K columns; fast when K % 256 == 0 and every N % 8 == 0
+  int weight_count = 0;
+  int64_t T = 0;            // at most kGemvInputTokens
+  void* scratch = nullptr;  // 16-byte aligned
+  bool accumulate = false;
 };
 
 #if defined(QN_WITH_CUDA)

@@ -289,7 +289,15 @@ bool input_gemv(uint16_t* dx, const uint16_t* dy, const WeightStack& w, int64_t 
                 const LinearCuda& cuda) {
   if (T > kGemvInputTokens || !is_nvfp4(w)) return false;
   if (cuda.scratch_bytes < gemv_backward_input_scratch_bytes(w.begin(), w.count(), T)) return false;
-  gemv_backward_input_cuda({dx, dy, w.begin(), w.count(), T, cuda.scratch, accumulate}, cuda.stream);
+  GemvBackwardInputCuda args{.dx = dx, .weights = w.begin(), .weight_count = w.count(), .T = T};
+  for (int i = 0; i < w.count(); ++i) {
+    args.dy[i] = dy;
+    args.dy_strides[i] = w.rows();
+    dy += w.begin()[i].rows;
+  }
+  args.scratch = cuda.scratch;
+  args.accumulate = accumulate;
+  gemv_backward_input_cuda(args, cuda.stream);
   return true;
 }
 

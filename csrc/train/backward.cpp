@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <optional>
+#include <vector>
 
 #include "model/host_activations.h"
 #include "train/tape_state.h"
@@ -32,9 +33,11 @@ class Backward {
 
   void run(float scale) {
     weigh_tokens(scale);
+    engine_.device().zero(g_.vectors, norm_elements(c_, lowest_) * 4);
     head();
     for (int64_t i = c_.L - 1; i >= lowest_; --i) layer(i);
     embedding();
+    sink_.vectors(vectors_);
   }
 
  private:
@@ -128,18 +131,18 @@ class Backward {
     check_finite(engine_.all_finite(g_.dnorm, N() * c_.H), "hiddenStates", "the final hidden states");
   }
 
-  // A place for a norm's gradient, zeroed, or null when it is not trained.
-  float* vector_gradient(const Parameter& w) {
+  // A place for a norm's gradient, zero yet, or null when it is not trained.
+  float* vector_gradient(Parameter& w) {
     if (!w.trainable) return nullptr;
-    engine_.device().zero(g_.vector, w.cols * 4);
-    return g_.vector;
+    float* dw = g_.vectors + vector_elements_;
+    vector_elements_ += w.cols;
+    vectors_.push_back({&w, dw});
+    return dw;
   }
 
-  // dx += gradient through a norm; its weight's gradient goes to the sink.
+  // dx += gradient through a norm; its weight's gradient is left for the sink.
   void norm_backward(Parameter& w, Activation* dx, const Activation* dy, const Activation* x, const float* inv_rms) {
-    float* dw = vector_gradient(w);
-    engine_.rms_norm_backward(dx, dw, dy, x, w, inv_rms, N());
-    if (dw) sink_.vector(w, dw);
+    engine_.rms_norm_backward(dx, vector_gradient(w), dy, x, w, inv_rms, N());
   }
 
   // dw = dyᵀ · x into the sink.
@@ -150,8 +153,8 @@ class Backward {
     });
   }
 
-  void input(Activation* dx, const Activation* dy, const Parameter& w, bool accumulate) {
-    engine_.linear_backward_input(dx, dy, w.view(), N(), accumulate);
+  void input(Activation* dx, const Activation* dy, const Parameter& w) {
+    engine_.linear_backward_input(dx, dy, w.view(), N(), false);
   }
 
   void recompute(int64_t i, const Activation* x, const LayerActivations& a) {
@@ -185,12 +188,11 @@ class Backward {
   // x_out = x_mid + down(swiglu(norm(x_mid))): dx becomes the gradient of x_mid where `further` asks for it.
   void mlp(LayerParameters& p, const LayerActivations& a, bool further) {
     const bool through = further || p.post_norm->trainable;
-    input(g_.dact, g_.dx, *p.down_proj, false);
+    input(g_.dact, g_.dx, *p.down_proj);
     weight(*p.down_proj, g_.dx, a.act);
     engine_.swiglu_backward(a.gate, a.up, g_.dact, a.gate, a.up, N() * c_.F);  // gate, up now hold dgate, dup
     if (through) {
-      input(g_.dnorm, a.gate, *p.gate_proj, false);
-      input(g_.dnorm, a.up, *p.up_proj, true);
+      engine_.linear_backward_input_parts(g_.dnorm, {{a.gate, *p.gate_proj}, {a.up, *p.up_proj}}, N());
     }
     weight(*p.gate_proj, a.gate, a.mid_norm);
     weight(*p.up_proj, a.up, a.mid_norm);
@@ -201,16 +203,14 @@ class Backward {
   void attention(LayerParameters& p, const Activation* x, const LayerActivations& a, bool further) {
     const bool through = further || p.input_norm->trainable;
     const AttentionShape shape = {tape_.B, tape_.T, c_.Q, c_.KV, c_.D};
-    input(g_.datt, g_.dx, *p.o_proj, false);
+    input(g_.datt, g_.dx, *p.o_proj);
     weight(*p.o_proj, g_.dx, a.att);
     engine_.attention_backward(
         {g_.dq, g_.dk, g_.dv, g_.datt, a.att, a.lse, a.q, a.k, a.v, pass_.mask, pass_.starts, shape});
     head_norm_backward(*p.q_norm, g_.dq, a.q_raw, a.q_inv_rms, g_.datt, c_.Q);
     head_norm_backward(*p.k_norm, g_.dk, a.k_raw, a.k_inv_rms, g_.datt, c_.KV);
     if (through) {
-      input(g_.dnorm, g_.dq, *p.q_proj, false);
-      input(g_.dnorm, g_.dk, *p.k_proj, true);
-      input(g_.dnorm, g_.dv, *p.v_proj, true);
+      engine_.linear_backward_input_parts(g_.dnorm, {{g_.dq, *p.q_proj}, {g_.dk, *p.k_proj}, {g_.dv, *p.v_proj}}, N());
     }
     weight(*p.q_proj, g_.dq, a.x_norm);
     weight(*p.k_proj, g_.dk, a.x_norm);
@@ -221,9 +221,8 @@ class Backward {
   // d (after norm and rope) becomes the gradient of raw; `spare` [N, heads·D] is scratch.
   void head_norm_backward(Parameter& w, Activation* d, const Activation* raw, const float* inv_rms, Activation* spare,
                           int64_t heads) {
-    float* dw = vector_gradient(w);
-    engine_.head_norm_rope_backward({d, spare, dw, raw, w, inv_rms, pass_.cosines, pass_.sines, N(), heads, c_.D});
-    if (dw) sink_.vector(w, dw);
+    engine_.head_norm_rope_backward(
+        {d, spare, vector_gradient(w), raw, w, inv_rms, pass_.cosines, pass_.sines, N(), heads, c_.D});
   }
 
   // The embedding's gradient; when tied, the head's rows are added while they pass.
@@ -252,6 +251,8 @@ class Backward {
   Buffer chunk_;                            // [N, head_chunk()]
   Arena arena_;
   BackwardBuffers g_;
+  std::vector<GradientSink::Vector> vectors_;  // in g_.vectors, one after the other
+  int64_t vector_elements_ = 0;
 };
 
 }  // namespace

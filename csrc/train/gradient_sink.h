@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "model/engine.h"
 
@@ -16,7 +17,12 @@ class GradientSink {
   // Called once per matrix and backward pass, after every use of its value in that pass. Rows of the embedding are
   // asked for in f32, others in any form the device has.
   virtual void matrix(Parameter& parameter, const Produce& produce) = 0;
-  virtual void vector(Parameter& parameter, const float* dw) = 0;  // dw f32[cols] on the device
+  struct Vector {
+    Parameter* parameter;
+    const float* dw;  // f32[cols] on the device
+  };
+  // Called once a backward pass, after every matrix.
+  virtual void vectors(const std::vector<Vector>& vectors) = 0;
 };
 
 }  // namespace qn

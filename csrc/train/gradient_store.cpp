@@ -85,16 +85,19 @@ void GradientStore::matrix(Parameter& parameter, const Produce& produce) {
   ++entry.micro_batches;
 }
 
-void GradientStore::vector(Parameter& parameter, const float* dw) {
-  if (!parameter.trainable) return;
-  Entry& entry = open(parameter);
+void GradientStore::vectors(const std::vector<Vector>& vectors) {
   Device& device = model_.device();
-  if (entry.micro_batches > 0) {
-    make_engine(device, device.cpu())->add(entry.values.as<float>(), dw, parameter.count());
-  } else {
-    device.copy(entry.values.data(), dw, parameter.count() * 4);
+  const auto engine = make_engine(device, device.cpu());
+  for (const auto& [parameter, dw] : vectors) {
+    if (!parameter->trainable) continue;
+    Entry& entry = open(*parameter);
+    if (entry.micro_batches > 0) {
+      engine->add(entry.values.as<float>(), dw, parameter->count());
+    } else {
+      device.copy(entry.values.data(), dw, parameter->count() * 4);
+    }
+    ++entry.micro_batches;
   }
-  ++entry.micro_batches;
 }
 
 int32_t GradientStore::micro_batches() const {
@@ -144,9 +147,10 @@ double GradientStore::norm(Engine& engine) const {
     for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
       const int64_t count = std::min(chunk, parameter.rows - begin);
       const float* g = rows(parameter, begin, count, scratch.as<float>(), engine);
-      engine.row_squares(squares.as<double>() + begin, {const_cast<float*>(g), false}, count, parameter.cols);
+      engine.row_squares(squares.as<double>() + begin, {const_cast<float*>(g), false}, count, parameter, nullptr);
     }
-    engine.sum_rows(totals.as<UpdateTotals>() + parameter.id, nullptr, squares.as<double>(), parameter.rows);
+    const RowRange all{.parameter = parameter.id, .measured = true, .count = parameter.rows};
+    engine.sum_rows(totals.as<UpdateTotals>(), nullptr, squares.as<double>(), {all});
   }
   return gradient_norm(model_, totals, engine);
 }

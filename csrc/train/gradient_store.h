@@ -33,7 +33,7 @@ class GradientStore : public GradientSink {
   // Adds. Frozen parameters are ignored. Vectors and matrices with K % 16 != 0 are always f32.
   // Error(kUnsupported) for a fifth NVFP4 micro-batch, before anything is added.
   void matrix(Parameter& parameter, const Produce& produce) override;
-  void vector(Parameter& parameter, const float* dw) override;
+  void vectors(const std::vector<Vector>& vectors) override;
 
   bool has(const Parameter& parameter) const { return entry(parameter).micro_batches > 0; }
   bool is_f32() const { return options_.format == GradientFormat::kFp32; }

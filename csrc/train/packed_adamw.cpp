@@ -16,22 +16,27 @@ int64_t equal_chunk(const Parameter& parameter, const AdamwOptions& options) {
   return (parameter.rows + pieces - 1) / pieces;
 }
 
+// Rows of results that wait to be summed: with less work, a sum of few rows takes as long as one of many.
+constexpr int64_t kPendingRows = 1 << 16;
+
 }  // namespace
 
 int64_t PackedAdamW::chunk_rows(const Parameter& parameter) const { return equal_chunk(parameter, options_); }
 
 PackedAdamW::Scratch PackedAdamW::plan_scratch(const std::deque<Parameter>& parameters, const AdamwOptions& options,
                                                bool bf16_rows) {
-  int64_t rows = 1;
+  int64_t rows = 1, all_rows = 1;
   Scratch scratch;
   for (const Parameter& parameter : parameters) {
     if (!parameter.trainable) continue;
     rows = std::max(rows, parameter.rows);
+    all_rows += parameter.rows;
     const bool embedding = parameter.id == 0;
     const int64_t element = bf16_rows && !embedding ? 2 : 4;
     if (parameter.is_vector) continue;
     scratch.gradient = std::max(scratch.gradient, equal_chunk(parameter, options) * parameter.cols * element);
   }
+  rows = std::max(rows, std::min(all_rows, kPendingRows));
   scratch.results = rows * static_cast<int64_t>(sizeof(AdamwRow));
   scratch.squares = rows * static_cast<int64_t>(sizeof(double));
   scratch.totals = static_cast<int64_t>(parameters.size() * sizeof(UpdateTotals));
@@ -73,6 +78,7 @@ void PackedAdamW::begin(double lr, double clip_scale, bool bf16_rows) {
   prepare(bf16_rows);
   in_step_ = true;
   touched_ = false;
+  pending_.clear();
   lr_ = lr;
   stats_ = {};
   stats_.step = ++step_;
@@ -119,43 +125,60 @@ AdamwArgs PackedAdamW::step_args(const Parameter& parameter, State& state) {
   return args;
 }
 
+// Where results and squares of a parameter's rows begin.
+int64_t PackedAdamW::pending_begin(const Parameter& parameter, Engine& engine) {
+  const int64_t begin = pending_.empty() ? 0 : pending_.back().begin + pending_.back().count;
+  const int64_t rows = row_squares_.bytes() / static_cast<int64_t>(sizeof(double));
+  if (begin + parameter.rows <= rows) return begin;
+  sum_pending(engine);
+  return 0;
+}
+
+void PackedAdamW::sum_pending(Engine& engine) {
+  engine.sum_rows(totals_.as<UpdateTotals>(), row_results_.as<AdamwRow>(), row_squares_.as<double>(), pending_);
+  pending_.clear();
+}
+
 // Σ g² of a gradient that nothing is done with.
 void PackedAdamW::measure(const Parameter& parameter, const Rows& gradient, Engine& engine) {
   const State& state = states_[parameter.id];
   if (!parameter.trainable || !state.active) return;
-  const int64_t chunk = chunk_rows(parameter);
-  double* squares = row_squares_.as<double>();
+  const int64_t chunk = chunk_rows(parameter), pending = pending_begin(parameter, engine);
+  double* squares = row_squares_.as<double>() + pending;
   for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
     const int64_t count = std::min(chunk, parameter.rows - begin);
-    engine.row_squares(squares + begin, gradient(begin, count), count, parameter.cols);
+    engine.row_squares(squares + begin, gradient(begin, count), count, parameter, nullptr);
   }
-  engine.sum_rows(totals_.as<UpdateTotals>() + parameter.id, nullptr, squares, parameter.rows);
+  pending_.push_back({.parameter = parameter.id, .measured = true, .begin = pending, .count = parameter.rows});
+}
+
+// Counts a step of the parameter, whose gradient has arrived.
+AdamwArgs PackedAdamW::begin_update(const Parameter& parameter) {
+  State& state = states_[parameter.id];
+  if (state.updated_step == step_) {
+    fail(Code::kInvalidArgument, "%s received a second gradient within one step", parameter.name.c_str());
+  }
+  if (state.master && state.overwrites != parameter.overwrites) initialize_master(parameter, state);
+  state.updated_step = step_;
+  touched_ = true;
+  stats_.elements += parameter.count();
+  if (parameter.storage == Storage::kNvfp4) code_elements_ += parameter.count();
+  return step_args(parameter, state);
 }
 
 // `checked`: the gradient is known to be finite, and its norm to be known already.
 void PackedAdamW::update(Parameter& parameter, const Rows& gradient, bool checked, Engine& engine) {
   State& state = states_[parameter.id];
   if (!parameter.trainable || !state.active) return;
-  if (state.updated_step == step_) {
-    fail(Code::kInvalidArgument, "%s received a second gradient within one step", parameter.name.c_str());
-  }
-  const int64_t chunk = chunk_rows(parameter);
-  AdamwRow* results = row_results_.as<AdamwRow>();
-  double* squares = row_squares_.as<double>();
+  const int64_t chunk = chunk_rows(parameter), pending = pending_begin(parameter, engine);
+  AdamwRow* results = row_results_.as<AdamwRow>() + pending;
+  double* squares = row_squares_.as<double>() + pending;
   AdamwArgs args;
   for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
     const int64_t count = std::min(chunk, parameter.rows - begin);
     const GradientRows g = gradient(begin, count);
-    if (!checked) {
-      engine.row_squares(squares + begin, g, count, parameter.cols);
-      engine.require_finite(squares + begin, count, parameter, stop_.as<uint32_t>());
-    }
-    if (begin == 0) {
-      if (state.master && state.overwrites != parameter.overwrites) initialize_master(parameter, state);
-      args = step_args(parameter, state);
-      state.updated_step = step_;
-      touched_ = true;
-    }
+    if (!checked) engine.row_squares(squares + begin, g, count, parameter, stop_.as<uint32_t>());
+    if (begin == 0) args = begin_update(parameter);
     args.g = g.bf16 ? nullptr : static_cast<const float*>(g.data);
     args.g_bf16 = g.bf16 ? static_cast<const uint16_t*>(g.data) : nullptr;
     args.stop = checked ? nullptr : stop_.as<uint32_t>();
@@ -163,15 +186,27 @@ void PackedAdamW::update(Parameter& parameter, const Rows& gradient, bool checke
     args.row_count = count;
     engine.adamw(results + begin, args);
   }
-  engine.sum_rows(totals_.as<UpdateTotals>() + parameter.id, results, checked ? nullptr : squares, parameter.rows);
+  pending_.push_back({parameter.id, true, !checked, pending, parameter.rows});
   if (parameter.storage == Storage::kNvfp4) parameter.global_scale = static_cast<float>(state.global_scale);
-  stats_.elements += parameter.count();
-  if (parameter.storage == Storage::kNvfp4) code_elements_ += parameter.count();
+}
+
+// Those whose gradient is not finite are left, and found in settle().
+void PackedAdamW::update_vectors(const std::vector<GradientSink::Vector>& vectors, Engine& engine) {
+  std::vector<AdamwArgs> updates;
+  for (const auto& [parameter, dw] : vectors) {
+    if (!parameter->trainable || !states_[parameter->id].active) continue;
+    AdamwArgs& args = updates.emplace_back(begin_update(*parameter));
+    args.g = dw;
+    args.row_count = 1;
+    args.stop = stop_.as<uint32_t>();
+  }
+  engine.adamw_vectors(totals_.as<UpdateTotals>(), updates);
 }
 
 // Reads what the updates so far did, and widens the ranges that they asked for: no weight is used before the next step.
 // Error(kNonFiniteGradient) when the device stopped the step.
 void PackedAdamW::settle(Engine& engine) {
+  sum_pending(engine);
   std::vector<UpdateTotals> totals(states_.size());
   uint32_t stop = 0;
   engine.download(totals.data(), totals_.as<UpdateTotals>(), static_cast<int64_t>(totals.size()));
@@ -180,6 +215,7 @@ void PackedAdamW::settle(Engine& engine) {
   int64_t changed_codes = 0;
   for (Parameter& parameter : model_.parameters()) {
     const UpdateTotals& t = totals[parameter.id];
+    if (stop == 0 && !std::isfinite(t.gradient_squares)) stop = parameter.id + 1;
     gradient_squares += t.gradient_squares;
     update_squares += t.update_squares;
     changed_codes += t.changed_codes;
@@ -268,6 +304,7 @@ std::unique_ptr<PackedAdamW::NormPass> PackedAdamW::begin_norm_pass(const Cpu& c
   if (in_step_) fail(Code::kBusy, "a fused step is in progress");
   Device& device = model_.device();
   prepare(device.cuda() != nullptr);
+  pending_.clear();
   return std::unique_ptr<NormPass>(new NormPass(*this, make_engine(device, cpu)));
 }
 
@@ -281,24 +318,20 @@ PackedAdamW::Rows PackedAdamW::produced_rows(const Parameter& parameter, const G
   };
 }
 
-namespace {
-
-// The whole gradient of a vector.
-auto vector_rows(const float* dw) {
-  return [dw](int64_t, int64_t) { return GradientRows{const_cast<float*>(dw), false}; };
-}
-
-}  // namespace
-
 void PackedAdamW::NormPass::matrix(Parameter& parameter, const Produce& produce) {
   optimizer_.measure(parameter, optimizer_.produced_rows(parameter, produce), *engine_);
 }
 
-void PackedAdamW::NormPass::vector(Parameter& parameter, const float* dw) {
-  optimizer_.measure(parameter, vector_rows(dw), *engine_);
+void PackedAdamW::NormPass::vectors(const std::vector<Vector>& vectors) {
+  for (const auto& [parameter, dw] : vectors) {
+    const GradientRows row{const_cast<float*>(dw), false};
+    optimizer_.measure(
+        *parameter, [row](int64_t, int64_t) { return row; }, *engine_);
+  }
 }
 
 void PackedAdamW::NormPass::finish() {
+  optimizer_.sum_pending(*engine_);
   optimizer_.last_grad_norm_ = gradient_norm(optimizer_.model_, optimizer_.totals_, *engine_);
 }
 
@@ -306,8 +339,8 @@ void PackedAdamW::FusedStep::matrix(Parameter& parameter, const Produce& produce
   optimizer_.update(parameter, optimizer_.produced_rows(parameter, produce), false, *engine_);
 }
 
-void PackedAdamW::FusedStep::vector(Parameter& parameter, const float* dw) {
-  optimizer_.update(parameter, vector_rows(dw), false, *engine_);
+void PackedAdamW::FusedStep::vectors(const std::vector<Vector>& vectors) {
+  optimizer_.update_vectors(vectors, *engine_);
 }
 
 StepStats PackedAdamW::FusedStep::finish() {

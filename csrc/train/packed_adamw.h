@@ -70,11 +70,11 @@ class PackedAdamW {
   class FusedStep : public GradientSink {
    public:
     ~FusedStep() override;
-    // Produces up to step_chunk_rows rows at a time and updates them at once. Rows that are not finite, and every row
-    // after them, stay untouched: Error(kNonFiniteGradient) names the tensor, here or on CUDA in finish(). Tensors and
-    // rows before them have then been updated.
+    // Produces up to step_chunk_rows rows at a time and updates them at once, and vectors together after all matrices.
+    // Rows that are not finite, and every row after them, stay untouched, as does a vector that is not finite:
+    // Error(kNonFiniteGradient) names the tensor, here or in finish(). What came before has then been updated.
     void matrix(Parameter& parameter, const Produce& produce) override;
-    void vector(Parameter& parameter, const float* dw) override;
+    void vectors(const std::vector<Vector>& vectors) override;
     StepStats finish();
 
    private:
@@ -96,7 +96,7 @@ class PackedAdamW {
   class NormPass : public GradientSink {
    public:
     void matrix(Parameter& parameter, const Produce& produce) override;
-    void vector(Parameter& parameter, const float* dw) override;
+    void vectors(const std::vector<Vector>& vectors) override;
     // Error(kNonFiniteGradient) names the first tensor that has a NaN or infinity.
     void finish();
 
@@ -150,6 +150,10 @@ class PackedAdamW {
   Rows produced_rows(const Parameter& parameter, const GradientSink::Produce& produce);
   void measure(const Parameter& parameter, const Rows& gradient, Engine& engine);
   void update(Parameter& parameter, const Rows& gradient, bool checked, Engine& engine);
+  void update_vectors(const std::vector<GradientSink::Vector>& vectors, Engine& engine);
+  AdamwArgs begin_update(const Parameter& parameter);
+  int64_t pending_begin(const Parameter& parameter, Engine& engine);
+  void sum_pending(Engine& engine);
   AdamwArgs step_args(const Parameter& parameter, State& state);
   int64_t chunk_rows(const Parameter& parameter) const;
   struct Scratch {
@@ -182,8 +186,9 @@ class PackedAdamW {
   StepStats stats_;
   int64_t code_elements_ = 0;
   Buffer gradient_rows_;                       // one chunk
-  Buffer row_results_, row_squares_, totals_;  // of one parameter's rows; UpdateTotals by parameter id
-  Buffer stop_;                                // u32: see Engine::require_finite()
+  Buffer row_results_, row_squares_, totals_;  // of rows of some parameters; UpdateTotals by parameter id
+  std::vector<RowRange> pending_;              // rows there whose totals are still to be taken, one after the other
+  Buffer stop_;                                // u32: see Engine::row_squares()
 };
 
 }  // namespace qn

@@ -96,8 +96,11 @@ struct BackwardBuffers {
   Activation *dq, *datt;   // [N, Q·D]
   Activation *dk, *dv;     // [N, KV·D]
   Activation* dact;        // [N, F]; dgate and dup overwrite gate and up
-  float* vector;           // [max(H, D)]: a norm's gradient
+  float* vectors;          // [norm_elements()]: gradients of norms
 };
+
+// Elements of the norms of layers from `lowest` on, and of the final norm.
+constexpr int64_t norm_elements(const ModelConfig& c, int64_t lowest) { return c.H + (c.L - lowest) * 2 * (c.H + c.D); }
 
 template <typename AnyArena>
 BackwardBuffers take_backward(AnyArena& arena, const ModelConfig& c, int64_t N, int64_t lowest, int64_t bytes) {
@@ -105,7 +108,7 @@ BackwardBuffers take_backward(AnyArena& arena, const ModelConfig& c, int64_t N, 
   BackwardBuffers b{};
   b.dx = take(N * c.H);
   b.dnorm = take(N * c.H);
-  b.vector = arena.template take<float>(c.H > c.D ? c.H : c.D);
+  b.vectors = arena.template take<float>(norm_elements(c, lowest));
   if (lowest == c.L) return b;
   b.dq = take(N * c.Q * c.D);
   b.datt = take(N * c.Q * c.D);

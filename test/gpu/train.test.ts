@@ -70,6 +70,13 @@ describeOnGpu('loss and backward', () => {
       await gpu.zeroGrad()
     })
 
+    test('are those of the CPU for few tokens', async () => {
+      const few = [tokensOf(7, 3)]
+      for (const model of [cpu, gpu]) await (await model.loss(few, few)).backward()
+      expectGradients(await gradientsOf(gpu), await gradientsOf(cpu))
+      for (const model of [cpu, gpu]) await model.zeroGrad()
+    })
+
     test('are those of the CPU for samples packed into one sequence', async () => {
       const segments = ids.map((row, b) => row.map((_, t) => Math.floor(t / (b === 0 ? 10 : 3))))
       const losses = []

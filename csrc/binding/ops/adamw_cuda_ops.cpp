@@ -118,9 +118,9 @@ Napi::Value row_squares(const Napi::CallbackInfo& info) {
   const CudaBuffer g = on_device(host, static_cast<int64_t>(array.ByteLength()));
   const CudaBuffer squares(N * static_cast<int64_t>(sizeof(double)));
   if (bf16) {
-    row_squares_bf16_cuda(squares.as<double>(), g.as<uint16_t>(), N, K, nullptr);
+    row_squares_bf16_cuda(squares.as<double>(), g.as<uint16_t>(), N, K, {}, nullptr);
   } else {
-    row_squares_cuda(squares.as<double>(), g.as<float>(), N, K, nullptr);
+    row_squares_cuda(squares.as<double>(), g.as<float>(), N, K, {}, nullptr);
   }
   auto out = Napi::Float64Array::New(info.Env(), static_cast<size_t>(N));
   squares.download(out.Data());

@@ -69,6 +69,16 @@ void run_gemv(const Napi::CallbackInfo& info) {
   for (const DeviceArray& y : ys) y.download();
 }
 
+// dy[T, Σ N_i]: columns of the first weight, then of the next.
+void take_columns(GemvBackwardInputCuda& args, const uint16_t* dy) {
+  int64_t rows = 0;
+  for (int i = 0; i < args.weight_count; ++i) {
+    args.dy[i] = dy + rows;
+    rows += args.weights[i].rows;
+  }
+  for (int i = 0; i < args.weight_count; ++i) args.dy_strides[i] = rows;
+}
+
 void run_backward_input(const Napi::CallbackInfo& info) {
   const DeviceArray dx(info[0]), dy(info[1]);
   const auto weights = info[2].As<Napi::Array>();
@@ -78,14 +88,11 @@ void run_backward_input(const Napi::CallbackInfo& info) {
   const auto count = static_cast<int>(views.size());
   const int64_t T = integer(info[3]);
   const CudaBuffer scratch(gemv_backward_input_scratch_bytes(views.data(), count, T));
-  gemv_backward_input_cuda({.dx = dx.bf16(),
-                            .dy = dy.bf16(),
-                            .weights = views.data(),
-                            .weight_count = count,
-                            .T = T,
-                            .scratch = scratch.as<void>(),
-                            .accumulate = flag(info[4])},
-                           nullptr);
+  GemvBackwardInputCuda args{.dx = dx.bf16(), .weights = views.data(), .weight_count = count, .T = T};
+  take_columns(args, dy.bf16());
+  args.scratch = scratch.as<void>();
+  args.accumulate = flag(info[4]);
+  gemv_backward_input_cuda(args, nullptr);
   dx.download();
 }
 
@@ -210,8 +217,10 @@ double time_backward_input(const Napi::Value& dims, int64_t replays) {
   const CudaBuffer scratch(gemv_backward_input_scratch_bytes(views.data(), count, ring.T));
   return cuda_graph_microseconds(ring.count, replays, [&](int64_t i, CudaStream stream) {
     stack(i);
-    gemv_backward_input_cuda(
-        {dx.as<uint16_t>(), dy.as<uint16_t>(), views.data(), count, ring.T, scratch.as<void>(), false}, stream);
+    GemvBackwardInputCuda args{.dx = dx.as<uint16_t>(), .weights = views.data(), .weight_count = count, .T = ring.T};
+    take_columns(args, dy.as<uint16_t>());
+    args.scratch = scratch.as<void>();
+    gemv_backward_input_cuda(args, stream);
   });
 }
 
