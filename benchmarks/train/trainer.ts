@@ -7,7 +7,7 @@
  * processor time of the JS thread, which is all that a Trainer adds and which other processes disturb little. Bytes are
  * written and flushed as one file, in pieces of 4 MiB, on the disk of the checkpoint, after each checkpoint.
  */
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -80,9 +80,9 @@ function jsThreadSeconds(): number {
   return Number(readFileSync('/proc/self/schedstat', 'utf8').split(' ')[0]) / 1e9
 }
 
-/** Seconds to write and flush zeros as one file. */
+/** Seconds to write and flush zeros as one file, beside the one before: as a checkpoint, it gets other memory of the system. */
 async function writeSeconds(bytes: number): Promise<number> {
-  const path = join(folder, 'bytes')
+  const [path, before] = [join(folder, 'bytes'), join(folder, 'bytes-before')]
   const piece = Buffer.alloc(4 << 20)
   const seconds = await secondsOf(async () => {
     const file = await open(path, 'w')
@@ -91,7 +91,7 @@ async function writeSeconds(bytes: number): Promise<number> {
     await file.sync()
     await file.close()
   })
-  rmSync(path)
+  renameSync(path, before)
   return seconds
 }
 
