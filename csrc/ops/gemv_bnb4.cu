@@ -203,7 +203,8 @@ __device__ void store(const Kernel& p, const Plane& plane, int64_t row, int toke
 // launch     grid two blocks a multiprocessor, block 256, smem 33 KiB     4 rows to 1, 2 or 4 warps
 // needs      K % 64 == 0, x 16-byte and codes 8-byte aligned
 // numerics   weights and x exact, f32 sums in the order of the contract
-// measured   not yet
+// measured   H200 T=1: q 931 GB/s, 2.18 times a plain read; gate 1179, 2.52; head 2278, 1.84; T=8: gate 36.7 µs, head
+//            371 µs; 2026-11-21
 template <int kTokens>
 __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) gemv_bnb4_kernel(const __grid_constant__ Kernel p) {
   __shared__ __align__(128) float2 table[256 * kReplicas];
@@ -240,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerProcessor) gemv_bnb4_kerne
 // launch     grid ceil(rows·cols / 2048), block 256, smem 0     8 columns a thread; every lane holds a table value
 // needs      col, cols % 8 == 0, rows·cols < 2^34, out 16-byte and codes 4-byte aligned
 // numerics   the f32 value, rounded once, is rounded to bf16
-// measured   not yet
+// measured   not alone: products of 512 tokens take 0.4 to 4 µs longer than with NVFP4 weights (H200); 2026-11-21
 __global__ void __launch_bounds__(kThreads) dequantize_bnb4_kernel(const DequantizeBnb4Cuda p) {
   const float mine = bnb4_value(p.w.codebook, threadIdx.x % 16);
   const auto eights = static_cast<uint32_t>(p.cols / kLaneValues), count = static_cast<uint32_t>(p.rows) * eights;
