@@ -114,7 +114,7 @@ __device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const Tab
 //
 // computes   m, v, u and the weights of each block of 16 by itself; then the row's totals and its next centre
 // moves      nvfp4: 3.375 B an element of weights and moments, read and written, and the gradient (2 or 4 B) once
-// launch     grid min(SMs, rows), block 512, smem 104 KiB with 72 of tables; a group of 1, 2 or 4 warps goes from row
+// launch     grid min(SMs, rows), block 512, smem 104 KiB of tables; a group of 1, 2 or 4 warps goes from row
 //            to row, a thread takes a block of 16 columns a round, codes in 8-byte accesses
 // needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
 // numerics   the functions of ops/adamw_packed.h: codes, scales, rows and masters are the CPU's bytes
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kPackedThreads, 1)
   };
   if (index < row_count) stored_row.fetch(args, args.row_begin + index);
   fetch_block(index, group.thread);
-  fill_tables();
+  fill_tables(args.keep);
   __syncthreads();
   const TableLane tables(threadIdx.x % kWarp);
   for (; index < row_count; index += row_stride) {

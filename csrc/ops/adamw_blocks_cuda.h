@@ -197,14 +197,10 @@ __device__ __forceinline__ PackedBlock<kFormat> packed_block(const uint32_t* cod
 }
 
 __device__ __forceinline__ int count_changes(const Nvfp4Block& a, const Nvfp4Block& b) {
-  int changes = 0;
-  QN_EACH_OF(2) {
-    uint32_t differs = a.word[i] ^ b.word[i];
-    differs |= differs >> 2;
-    differs |= differs >> 1;
-    changes += __popc(differs & 0x11111111u);
-  }
-  return changes;
+  const uint32_t first = a.word[0] ^ b.word[0], second = a.word[1] ^ b.word[1];
+  // Both bits of a pair that say whether any of a nibble's four differs, of the words in turns.
+  const uint32_t pairs = ((first | first >> 2) & 0x33333333u) | ((second | second << 2) & 0xccccccccu);
+  return __popc((pairs | pairs >> 1) & 0x55555555u);
 }
 
 // The words of a block's elements, and its draws for the weight.

@@ -3,93 +3,12 @@
 // banks. Included by adamw.cu.
 #pragma once
 
-#include "ops/adamw_blocks_cuda.h"
+#include "ops/adamw_tables_cuda.h"
 
 #define QN_PAIRS(p) _Pragma("unroll") for (int p = 0; p < 8; ++p)
 
 namespace qn {
 namespace {
-
-// Entries are repeated across a row of 128 bytes, so that lanes that look up different ones do not meet in a bank.
-//   kRoots     [scale of v][code]  v and √v, 8 bytes, once for every lane of a half warp
-//   kInverses  [scale of v][code]  2^-20 / √v, f32, once for every lane
-//   kPairs     [byte]              the values of two codes, the low nibble first, bf16, once for every lane
-constexpr uint32_t kRootRows = kOctaves * 16, kRoots = 0, kInverses = 128 * kRootRows, kPairs = 2 * kInverses;
-// The tables begin at a multiple of 32 KiB in shared memory, so that an index goes into an address without an addition.
-constexpr uint32_t kTableAlignment = 1u << 15, kTableBytes = kPairs + 256 * 128,
-                   kSharedBytes = kTableBytes + kTableAlignment;
-extern __shared__ __align__(128) unsigned char shared_bytes[];
-
-__device__ __forceinline__ uint32_t table_address() {
-  const auto first = static_cast<uint32_t>(__cvta_generic_to_shared(shared_bytes));
-  return (first + kTableAlignment - 1) & ~(kTableAlignment - 1);
-}
-
-// All threads; ends without a barrier.
-__device__ void fill_tables() {
-  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  auto* tables = static_cast<unsigned char*>(__cvta_shared_to_generic(table_address()));
-  const auto copy = [=](uint32_t row, float a, float b) {
-    reinterpret_cast<float*>(tables + 128 * row)[lane] = lane % 2 ? b : a;
-  };
-  // A lane works out one row, all lanes write it.
-  for (uint32_t first = 32 * warp; first < kRootRows + 256; first += 32 * warps) {
-    const uint32_t index = first + lane, byte = index - kRootRows;
-    const bool roots = first < kRootRows;
-    const float octaves = e2m1_value(index % 16) * e4m3_value(octave_code(static_cast<int>(index / 16 % kOctaves)));
-    const float v = second_of(octaves), root = root_unit(octaves), inverse = inverse_root_unit(octaves) * 0x1p-20f;
-    const float pair = float_of(bits_of(e2m1_value(byte % 16)) >> 16 | bits_of(e2m1_value(byte / 16 % 16)));
-    for (uint32_t from = 0; from < 32; ++from) {
-      const float x = __shfl_sync(0xffffffffu, roots ? v : pair, from);
-      const float y = __shfl_sync(0xffffffffu, root, from), z = __shfl_sync(0xffffffffu, inverse, from);
-      if (roots) {
-        copy(kRoots / 128 + first + from, x, y);
-        copy(kInverses / 128 + first + from, z, z);
-      } else {
-        copy(kPairs / 128 + first + from - kRootRows, x, x);
-      }
-    }
-  }
-}
-
-// Where a warp's lane looks up: an index of rows goes into the bits that are zero.
-struct TableLane {
-  uint32_t half, whole;  // of entries of 8 and 4 bytes
-  uint32_t one;          // bits of 1.0, in a register, because an instruction takes one constant
-  __device__ explicit TableLane(uint32_t lane)
-      : half(table_address() | (lane & 15u) << 3),
-        whole(table_address() | lane << 2),
-        one(word_at<0>(table_address())) {}
-
-  // v and √v of code i under the scale of this index; 2^-20 / √v.
-  __device__ __forceinline__ float2 root(uint32_t scale, const uint32_t* words, int i) const {
-    float2 entry;
-    asm("ld.shared.v2.f32 {%0, %1}, [%2];"
-        : "=f"(entry.x), "=f"(entry.y)
-        : "r"(row_of(words[i / 8], 4 * (i % 8), 0x780u, half | scale << 11)));
-    return entry;
-  }
-  __device__ __forceinline__ float scaled_inverse(uint32_t scale, const uint32_t* words, int i) const {
-    return float_of(word_at<kInverses>(row_of(words[i / 8], 4 * (i % 8), 0x780u, whole | scale << 11)));
-  }
-  // The values of codes 2 p and 2 p + 1.
-  __device__ __forceinline__ float2 pair(const uint32_t* words, int p) const {
-    const uint32_t two = word_at<kPairs>(row_of(words[p / 4], 8 * (p % 4), 0x7f80u, whole));
-    return make_float2(float_of(two << 16), float_of(two & 0xffff0000u));
-  }
-
- private:
-  template <uint32_t kOffset>
-  __device__ static __forceinline__ uint32_t word_at(uint32_t address) {
-    uint32_t word;
-    asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(word) : "r"(address), "n"(kOffset));
-    return word;
-  }
-  // Bits of `word` from `from` on as an index of rows.
-  __device__ static __forceinline__ uint32_t row_of(uint32_t word, int from, uint32_t mask, uint32_t lane) {
-    return ((from < 7 ? word << (7 - from) : word >> (from - 7)) & mask) | lane;
-  }
-};
 
 // --- Arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -123,33 +42,49 @@ __device__ __forceinline__ float octaves_in_range(float v, const PackedRow& row,
   return fused(steps, 0x1p-23f, fused(-h, h, kOctaveTwelfth));
 }
 
+// Bytes of two words by the nibbles of a selector, whose sign bits ask for the sign of a byte in all of its bits.
+__device__ __forceinline__ uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
+  return bytes;
+}
 // Byte 3 of four words.
 __device__ __forceinline__ uint32_t top_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   return __byte_perm(__byte_perm(a, b, 0x0073), __byte_perm(c, d, 0x0073), 0x5410);
 }
 
+// The sign of each byte 3 in all bits of a byte.
+__device__ __forceinline__ uint32_t signs_of(float a, float b, float c, float d) {
+  return __byte_perm(permuted(bits_of(a), bits_of(b), 0x00fb), permuted(bits_of(c), bits_of(d), 0x00fb), 0x5410);
+}
+
+// How far t · unit goes, and whose sign what becomes zero has.
+enum class Reach {
+  kSix,         // 6 at most; t's
+  kEight,       // under 8, which is cut at 6; t's
+  kEightOfOld,  // the same; that of the code before
+};
 // The word of codes whose positions (e2m1_position()), times 4 and with a draw of 24 bits added, are sum[8]. 8, from
-// above 6, becomes 7; what becomes zero has the sign of its code in `old` (kZeroOfOld) or of t[8].
-template <bool kZeroOfOld>
+// above 6, becomes 7.
+template <Reach kReach>
 __device__ __forceinline__ uint32_t word_of_sums(const uint32_t* sum, const float* t, uint32_t old) {
   uint32_t magnitudes = top_bytes(sum[0], sum[2], sum[4], sum[6]) + (top_bytes(sum[1], sum[3], sum[5], sum[7]) << 4);
-  magnitudes -= (magnitudes >> 3) & 0x11111111u;
-  const uint32_t even = top_bytes(bits_of(t[0]), bits_of(t[2]), bits_of(t[4]), bits_of(t[6])),
-                 odd = top_bytes(bits_of(t[1]), bits_of(t[3]), bits_of(t[5]), bits_of(t[7]));
-  uint32_t signs = (odd & 0x80808080u) | ((even >> 4) & 0x7f7f7f7fu);
-  if constexpr (kZeroOfOld) {
+  if constexpr (kReach != Reach::kSix) magnitudes -= (magnitudes >> 3) & 0x11111111u;
+  const uint32_t even = signs_of(t[0], t[2], t[4], t[6]), odd = signs_of(t[1], t[3], t[5], t[7]);
+  uint32_t signs = (even & 0x0f0f0f0fu) | (odd & 0xf0f0f0f0u);
+  if constexpr (kReach == Reach::kEightOfOld) {
     const uint32_t nonzero = magnitudes + 0x77777777u;  // in bit 3 of each nibble
     signs = (signs & nonzero) | (old & ~nonzero);
   }
   return magnitudes | (signs & 0x88888888u);
 }
-// Codes of t[8] · unit · 2^126, under 8 in magnitude and cut at 6, rounded with the draws of their words, or to the
+// Codes of t[8] · unit · 2^126, rounded with the draws of their words, or to the
 // nearest, ties to even. A GPU is as fast with subnormal numbers.
-template <bool kZeroOfOld, uint32_t (*draw)(uint32_t)>
+template <Reach kReach, uint32_t (*draw)(uint32_t)>
 __device__ __forceinline__ uint32_t rounded_word(const float* t, float unit, const uint32_t* words, uint32_t old) {
   uint32_t sum[8];
   QN_EACH_OF(8) sum[i] = bits_of(magnitude_of(t[i] * unit)) * 4 + draw(words[i]);
-  return word_of_sums<kZeroOfOld>(sum, t, old);
+  return word_of_sums<kReach>(sum, t, old);
 }
 __device__ __forceinline__ uint32_t nearest_word(const float* t, float unit, uint32_t old) {
   uint32_t sum[8];
@@ -157,7 +92,7 @@ __device__ __forceinline__ uint32_t nearest_word(const float* t, float unit, uin
     const uint32_t position = bits_of(magnitude_of(t[i] * unit));
     sum[i] = position * 4 + even_draw(position);
   }
-  return word_of_sums<true>(sum, t, old);
+  return word_of_sums<Reach::kEightOfOld>(sum, t, old);
 }
 
 // t[16] and its unit as rounded_word() wants them, where some are 8 or more.
@@ -167,29 +102,35 @@ __device__ __forceinline__ void cut_at_six(float* t, float& unit) {
 }
 
 // add_block() by words.
-__device__ __forceinline__ uint32_t permuted(uint32_t low, uint32_t high, uint32_t selector) {
-  uint32_t bytes;
-  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(low), "r"(high), "r"(selector));
-  return bytes;
-}
 __device__ __forceinline__ void add_words(CentreSum& sum, const Nvfp4Block& block, float S) {
-  if (S > 1.0f) {  // codes of such scales reach the floor
-    uint32_t codes[16];
-    unpack_codes(codes, block);
-    add_block<MomentFormat::kNvfp4>(sum, codes, S);
-    return;
-  }
-  // Twice the magnitudes; a selector with its sign bit set gives the sign of the byte, 0.
+  // Twice the magnitudes by code, a byte each. A selector with its sign bit set gives the sign of the byte, 0.
   constexpr uint32_t kLow = 0x03020100u, kHigh = 0x0c080604u;
-  int halves = 0;
+  uint32_t selectors[4], magnitudes[4];
   QN_EACH_OF(4) {
-    const uint32_t selector = i % 2 ? block.word[i / 2] >> 16 : block.word[i / 2];
-    const auto positive = static_cast<int>(permuted(kLow, kHigh, selector));
-    const auto all = static_cast<int>(permuted(kLow, kHigh, selector & 0x7777u));
-    halves = __dp4a(positive, 0x02020202, __dp4a(all, -1, halves));
+    selectors[i] = i % 2 ? block.word[i / 2] >> 16 : block.word[i / 2];
+    magnitudes[i] = selectors[i] & 0x7777u;
+  }
+  // Σ of positive codes less Σ of negative ones: those counted twice less all.
+  int halves = 0, live = 16;
+  if (S <= 1.0f) {
+    QN_EACH_OF(4) {
+      halves = __dp4a(static_cast<int>(permuted(kLow, kHigh, magnitudes[i])), -1, halves);
+      halves = __dp4a(static_cast<int>(permuted(kLow, kHigh, selectors[i])), 0x02020202, halves);
+    }
+  } else {  // negative codes of such scales reach the floor
+    const uint32_t low = S < 8.0f ? 0xffffffffu : 0xffffffu;
+    const uint32_t high = S < 4.0f ? 0xffffffu : (S < 8.0f ? 0xffu : 0u);
+    const uint32_t dead_low = ~low & 0x01010101u, dead_high = ~high & 0x01010101u;
+    const uint32_t twice_low = kLow + (kLow & low), twice_high = kHigh + (kHigh & high);
+    QN_EACH_OF(4) {
+      halves = __dp4a(static_cast<int>(permuted(kLow & low, kHigh & high, magnitudes[i])), -1, halves);
+      halves = __dp4a(static_cast<int>(permuted(twice_low, twice_high, selectors[i])), 0x01010101, halves);
+      live = __dp4a(static_cast<int>(permuted(dead_low, dead_high, magnitudes[i])), -1, live);
+      live = __dp4a(static_cast<int>(permuted(dead_low, dead_high, selectors[i])), 0x01010101, live);
+    }
   }
   sum.eighths += static_cast<int32_t>(static_cast<float>(halves) * (S * 4.0f));
-  sum.live += 16;
+  sum.live += live;
 }
 
 // --- A block ---------------------------------------------------------------------------------------------------------
@@ -226,12 +167,13 @@ __device__ __forceinline__ float step_elements(const PackedRow& row, const Table
                                                const Nvfp4Block& v_block, const G& g, float* u, SteppedBlock& block) {
   const float kept = row.keep_m * (e4m3_value(m_block.scale) * row.level);
   const auto scale = static_cast<uint32_t>(octave_index(v_block.scale));
+  const Nibbles v_codes(v_block.word);
   float squares[4] = {};
   QN_PAIRS(p) {
     const float2 old_m = tables.pair(m_block.word, p);
     _Pragma("unroll") for (int half = 0; half < 2; ++half) {
       const int i = 2 * p + half;
-      const float2 old = tables.root(scale, v_block.word, i);
+      const float2 old = tables.root(scale, v_codes, i);
       const PackedElement e = step_in_range(row, g[i], ((half ? old_m.y : old_m.x) * kept) * old.y, old.x);
       block.m[i] = e.m;
       block.octaves[i] = octaves_in_range(e.v, row, tables.one);
@@ -240,13 +182,17 @@ __device__ __forceinline__ float step_elements(const PackedRow& row, const Table
     }
   }
   const float most = larger(larger(squares[0], squares[1]), larger(squares[2], squares[3]));
+  const bool finite = (squares[0] + squares[1]) + (squares[2] + squares[3]) < __builtin_inff();
   // No |u| is over 3 unless the squares of its quad are over 9.
-  if (!(most <= kUpdateClip * kUpdateClip)) {
+  if (!finite || most > kUpdateClip * kUpdateClip) {
+    if (!finite) {  // of an infinite v u is none, and should be zero
+      QN_EACH_OF(16) u[i] = u[i] == u[i] ? u[i] : block.m[i] * 0.0f;
+    }
     _Pragma("unroll") for (int quad = 0; quad < 4; ++quad) {
       squares[quad] = 0;
       QN_EACH_OF(4) {
         float& each = u[4 * quad + i];
-        each = clipped_update(each == each ? each : block.m[4 * quad + i] * 0.0f);
+        each = clipped_update(each);
         squares[quad] = fused(each, each, squares[quad]);
       }
     }
@@ -269,20 +215,21 @@ __device__ __forceinline__ void store_moments(const PackedRow& row, const TableL
   QN_EACH_OF(2) {
     draw_words(words, args, args.keys, at, 2 * i);
     draw_words(words, args, args.keys, at, 2 * i + 1);
-    const uint32_t word = rounded_word<false, second_draw>(block.octaves + 8 * i, inverse_v, words.w + 8 * i, 0);
+    const uint32_t word = rounded_word<Reach::kSix, second_draw>(block.octaves + 8 * i, inverse_v, words.w + 8 * i, 0);
     v_block.word[i] = row.b != 0 ? word : v_block.word[i];
   }
   v_block.scale = octave_code(index);
 
   // m in units of the v that is stored now, times 2^-20.
   float* m = block.m;
-  QN_EACH_OF(16) m[i] *= tables.scaled_inverse(static_cast<uint32_t>(index), v_block.word, i);
+  const Nibbles v_codes(v_block.word);
+  QN_EACH_OF(16) m[i] *= tables.scaled_inverse(static_cast<uint32_t>(index), v_codes, i);
   const float amax = amax_of_block(m) * 0x1p20f;
   const uint32_t scale = moment_scale<MomentFormat::kNvfp4>(amax * row.root_move);
   const float inverse = (scale == 0 ? 1.0f : inverse_in_range(e4m3_value(scale) * kMomentLevel)) * row.root_move;
   float unit = inverse * 0x1p-106f;
   if (!(amax * inverse < 8.0f)) cut_at_six(m, unit);
-  QN_EACH_OF(2) m_block.word[i] = rounded_word<false, first_draw>(m + 8 * i, unit, words.w + 8 * i, 0);
+  QN_EACH_OF(2) m_block.word[i] = rounded_word<Reach::kEight, first_draw>(m + 8 * i, unit, words.w + 8 * i, 0);
   m_block.scale = static_cast<uint8_t>(scale);
 }
 
@@ -290,14 +237,17 @@ __device__ __forceinline__ void store_moments(const PackedRow& row, const TableL
 __device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const TableLane& tables, Nvfp4Block& block,
                                                   const float* u, const BlockWords& words, int32_t& saturated) {
   const float scale = e4m3_value(block.scale > 0 ? block.scale : 1u);
-  const float rate = -(args.rate * inverse_in_range(scale)), keep = block.scale > 0 ? args.keep : 0.0f;
+  const float rate = -(args.rate * inverse_in_range(scale));
   float t[16];
   QN_PAIRS(p) {
-    const float2 value = tables.pair(block.word, p);
-    t[2 * p] = fused(rate, u[2 * p], value.x * keep);
-    t[2 * p + 1] = fused(rate, u[2 * p + 1], value.y * keep);
+    const float2 kept = tables.kept_pair(block.word, p);
+    t[2 * p] = fused(rate, u[2 * p], kept.x);
+    t[2 * p + 1] = fused(rate, u[2 * p + 1], kept.y);
   }
-  const float reach = amax_of_block(t);
+  if (block.scale == 0) {
+    QN_EACH_OF(16) t[i] = rate * u[i];
+  }
+  float reach = amax_of_block(t);
   const StickyScale next = sticky_scale(block.scale, reach * scale, growth_of(words, kGrowthElement), saturated);
   float unit = 0x1p-126f;
   if (next.code != block.scale) {
@@ -311,13 +261,14 @@ __device__ __forceinline__ void step_weight_words(const AdamwArgs& args, const T
     if (!moved) return;
     const WeightRescale rescale = weight_rescale(block.scale, next);
     QN_EACH_OF(16) t[i] = rescaled_weight(rescale, t[i]);
+    reach = rescaled_weight(rescale, reach);
     block.scale = static_cast<uint8_t>(next.code);
-    cut_at_six(t, unit);
-  } else if (!(reach < 8.0f)) {
-    cut_at_six(t, unit);
   }
+  if (!(reach < 8.0f)) cut_at_six(t, unit);
   if (block.scale == 0) return;
-  QN_EACH_OF(2) { block.word[i] = rounded_word<true, weight_draw>(t + 8 * i, unit, words.w + 8 * i, block.word[i]); }
+  QN_EACH_OF(2) {
+    block.word[i] = rounded_word<Reach::kEightOfOld, weight_draw>(t + 8 * i, unit, words.w + 8 * i, block.word[i]);
+  }
 }
 
 // sticky_inverse() for 2^-20 of what is rounded.
@@ -368,7 +319,8 @@ __device__ __forceinline__ void step_residual_words(const AdamwArgs& args, const
   QN_EACH_OF(16) x[i] *= 0x1p-20f;
   if (!(amax_of_block(x) * unit < 8 * 0x1p-126f)) cut_at_six(x, unit);
   QN_EACH_OF(2) {
-    residual.word[i] = rounded_word<true, weight_draw>(x + 8 * i, unit, words.w + 8 * i, residual.word[i]);
+    residual.word[i] =
+        rounded_word<Reach::kEightOfOld, weight_draw>(x + 8 * i, unit, words.w + 8 * i, residual.word[i]);
   }
   residual.scale = static_cast<uint8_t>(behind.code);
 }
