@@ -23,10 +23,20 @@ namespace qn {
 // One element of an activation; its size is known to the engine alone, see Engine::at().
 struct Activation;
 
-// Rows of a matrix's gradient: f32, or on CUDA also bf16.
+// Where Σ g² of each row of a gradient goes; null: nowhere. Where `stop` is not null, a step is refused at these rows
+// when one is not finite: at once with Error(kNonFiniteGradient), or on CUDA by setting *stop to the parameter's id + 1
+// unless it is set, after which adamw() does nothing.
+struct RowSquares {
+  double* rows = nullptr;
+  const Parameter* parameter = nullptr;
+  uint32_t* stop = nullptr;
+};
+
+// Rows of a matrix's gradient: f32, or on CUDA also bf16. Who makes them takes the squares too.
 struct GradientRows {
   void* data = nullptr;
   bool bf16 = false;
+  RowSquares squares = {};
 
   int64_t element_bytes() const { return bf16 ? 2 : 4; }
 };
@@ -137,6 +147,7 @@ class Engine {
     int64_t dy_cols, dy_begin, row_count;
     bool accumulate;
   };
+  // And its squares.
   virtual void linear_backward_weight(const WeightGradient& args) = 0;
   // dx += …, dw += … (dw may be null).
   virtual void rms_norm_backward(Activation* dx, float* dw, const Activation* dy, const Activation* x,
@@ -168,11 +179,8 @@ class Engine {
                                   int64_t row_begin, int64_t row_count) = 0;
 
   // --- Gradients and their use ---
-  // Σ g² of each of the parameter's rows. Where `stop` is not null, a step is refused at them when one is not finite:
-  // at once with Error(kNonFiniteGradient), or on CUDA by setting *stop to the parameter's id + 1 unless it is set,
-  // after which adamw() does nothing.
-  virtual void row_squares(double* squares, GradientRows g, int64_t row_count, const Parameter& parameter,
-                           uint32_t* stop) = 0;
+  // g.squares of rows that are complete, if they are asked for.
+  virtual void row_squares(const GradientRows& g, int64_t row_count, int64_t K) = 0;
   // Every pointer of args on the device; args.stop is used on CUDA alone.
   virtual void adamw(AdamwRow* rows, const AdamwArgs& args) = 0;
   // A step of vectors as adamw_vectors_cuda() has it.

@@ -124,6 +124,7 @@ class CpuEngine : public Engine {
     linear_backward_weight_cpu({static_cast<float*>(a.dw.data), f32(a.dy), f32(a.x), a.N, a.dy_cols, a.K, a.dy_begin,
                                 a.row_count, a.accumulate},
                                cpu());
+    row_squares(a.dw, a.row_count, a.K);
   }
 
   void rms_norm_backward(Activation* dx, float* dw, const Activation* dy, const Activation* x, const Parameter& w,
@@ -155,10 +156,12 @@ class CpuEngine : public Engine {
     embedding_backward_cpu(dw, f32(dx), ids, N, H, row_begin, row_count, cpu());
   }
 
-  void row_squares(double* squares, GradientRows g, int64_t row_count, const Parameter& parameter,
-                   uint32_t* stop) override {
-    row_squares_cpu(squares, static_cast<const float*>(g.data), row_count, parameter.cols, cpu());
+  void row_squares(const GradientRows& g, int64_t row_count, int64_t K) override {
+    const auto [squares, p, stop] = g.squares;
+    if (!squares) return;
+    row_squares_cpu(squares, static_cast<const float*>(g.data), row_count, K, cpu());
     if (!stop || std::all_of(squares, squares + row_count, [](double value) { return std::isfinite(value); })) return;
+    const Parameter& parameter = *p;
     fail_at(parameter.name, Code::kNonFiniteGradient, "the gradient of %s is not finite", parameter.name.c_str());
   }
 

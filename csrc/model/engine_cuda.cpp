@@ -9,6 +9,7 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/gemv_backward_input.h"
+#include "ops/gemv_backward_weight.h"
 #include "ops/kv_cache_write.h"
 #include "ops/linear.h"
 #include "ops/linear_w4a4.h"
@@ -156,9 +157,17 @@ class CudaEngine : public Engine {
     if (a.dy_cols != a.row_count && a.dy_begin % 8 != 0) {
       fail(Code::kInternal, "rows of a weight's gradient begin at a multiple of 8 on CUDA");
     }
+    const RowSquares& squares = a.dw.squares;
+    const bool few = a.N <= kGemvWeightTokens && a.K % 4 == 0;
+    if (few && squares.rows && a.dw.bf16 && !a.accumulate) {
+      return gemv_backward_weight_cuda({static_cast<uint16_t*>(a.dw.data), squares.rows, bf16(a.dy) + a.dy_begin,
+                                        bf16(a.x), a.N, a.row_count, a.K, a.dy_cols, stop_flag(squares)},
+                                       stream_);
+    }
     linear_backward_weight_cuda({a.dw.data, bf16(a.dy), bf16(a.x), a.N, a.dy_cols, a.K, a.dy_begin, a.row_count,
                                  a.dw.bf16 ? CudaFloat::kBF16 : CudaFloat::kF32, a.accumulate},
                                 products(linear_backward_weight_cuda_scratch_bytes()));
+    row_squares(a.dw, a.row_count, a.K);
   }
 
   void rms_norm_backward(Activation* dx, float* dw, const Activation* dy, const Activation* x, const Parameter& w,
@@ -188,14 +197,14 @@ class CudaEngine : public Engine {
     embedding_backward_cuda(dw, bf16(dx), ids, N, H, row_begin, row_count, stream_);
   }
 
-  void row_squares(double* squares, GradientRows g, int64_t row_count, const Parameter& parameter,
-                   uint32_t* stop) override {
-    const StopFlag flag{stop, parameter.id + 1};
-    const int64_t K = parameter.cols;
+  void row_squares(const GradientRows& g, int64_t row_count, int64_t K) override {
+    double* squares = g.squares.rows;
+    if (!squares) return;
+    const StopFlag stop = stop_flag(g.squares);
     if (g.bf16) {
-      return row_squares_bf16_cuda(squares, static_cast<const uint16_t*>(g.data), row_count, K, flag, stream_);
+      return row_squares_bf16_cuda(squares, static_cast<const uint16_t*>(g.data), row_count, K, stop, stream_);
     }
-    row_squares_cuda(squares, static_cast<const float*>(g.data), row_count, K, flag, stream_);
+    row_squares_cuda(squares, static_cast<const float*>(g.data), row_count, K, stop, stream_);
   }
 
   void adamw(AdamwRow* rows, const AdamwArgs& args) override { adamw_cuda(rows, args, stream_); }
@@ -221,6 +230,8 @@ class CudaEngine : public Engine {
   }
 
  private:
+  static StopFlag stop_flag(const RowSquares& squares) { return {squares.stop, squares.parameter->id + 1}; }
+
   // Freed and allocated in the order of the stream, so what was launched on the old memory still finds it.
   const Buffer& grow(Buffer& buffer, int64_t bytes) {
     if (buffer.bytes() >= bytes) return buffer;

@@ -104,6 +104,7 @@ class Backward {
     if (!c_.tied && model_.head().trainable && !tape_.hidden_gradient) {
       sink_.matrix(model_.head(), [this](int64_t row, int64_t count, GradientRows dw, bool accumulate) {
         head_weight_rows(row, count, dw, accumulate);
+        engine_.row_squares(dw, count, c_.H);
       });
     }
     if (!through) return;
@@ -237,6 +238,7 @@ class Backward {
         engine_.device().zero(dw.data, count * c_.H * 4);
       }
       engine_.embedding_backward(static_cast<float*>(dw.data), g_.dx, tape_.device_ids, N(), c_.H, row, count);
+      engine_.row_squares(dw, count, c_.H);
     });
   }
 

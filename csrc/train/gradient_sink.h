@@ -10,7 +10,8 @@ namespace qn {
 
 class GradientSink {
  public:
-  // Adds rows [row_begin, row_begin + row_count) of the gradient to dw[row_count, cols] (accumulate) or overwrites it.
+  // Adds rows [row_begin, row_begin + row_count) of the gradient to dw[row_count, cols] (accumulate) or overwrites it,
+  // and takes dw.squares.
   using Produce = std::function<void(int64_t row_begin, int64_t row_count, GradientRows dw, bool accumulate)>;
 
   virtual ~GradientSink() = default;

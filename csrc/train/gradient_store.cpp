@@ -147,7 +147,8 @@ double GradientStore::norm(Engine& engine) const {
     for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
       const int64_t count = std::min(chunk, parameter.rows - begin);
       const float* g = rows(parameter, begin, count, scratch.as<float>(), engine);
-      engine.row_squares(squares.as<double>() + begin, {const_cast<float*>(g), false}, count, parameter, nullptr);
+      const RowSquares to{squares.as<double>() + begin, &parameter};
+      engine.row_squares({const_cast<float*>(g), false, to}, count, parameter.cols);
     }
     const RowRange all{.parameter = parameter.id, .measured = true, .count = parameter.rows};
     engine.sum_rows(totals.as<UpdateTotals>(), nullptr, squares.as<double>(), {all});

@@ -147,7 +147,7 @@ void PackedAdamW::measure(const Parameter& parameter, const Rows& gradient, Engi
   double* squares = row_squares_.as<double>() + pending;
   for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
     const int64_t count = std::min(chunk, parameter.rows - begin);
-    engine.row_squares(squares + begin, gradient(begin, count), count, parameter, nullptr);
+    gradient(begin, count, {squares + begin, &parameter});
   }
   pending_.push_back({.parameter = parameter.id, .measured = true, .begin = pending, .count = parameter.rows});
 }
@@ -176,8 +176,8 @@ void PackedAdamW::update(Parameter& parameter, const Rows& gradient, bool checke
   AdamwArgs args;
   for (int64_t begin = 0; begin < parameter.rows; begin += chunk) {
     const int64_t count = std::min(chunk, parameter.rows - begin);
-    const GradientRows g = gradient(begin, count);
-    if (!checked) engine.row_squares(squares + begin, g, count, parameter, stop_.as<uint32_t>());
+    const RowSquares wanted{squares + begin, &parameter, stop_.as<uint32_t>()};
+    const GradientRows g = gradient(begin, count, checked ? RowSquares{} : wanted);
     if (begin == 0) args = begin_update(parameter);
     args.g = g.bf16 ? nullptr : static_cast<const float*>(g.data);
     args.g_bf16 = g.bf16 ? static_cast<const uint16_t*>(g.data) : nullptr;
@@ -267,7 +267,7 @@ StepStats PackedAdamW::step(const GradientStore& gradients, const StepArgs& args
   stats_.grad_norm = norm;
   for (Parameter& parameter : model_.parameters()) {
     if (!gradients.has(parameter)) continue;
-    const Rows rows = [&](int64_t row, int64_t count) {
+    const Rows rows = [&](int64_t row, int64_t count, const RowSquares&) {
       const float* g = gradients.rows(parameter, row, count, gradient_rows_.as<float>(), *engine);
       return GradientRows{const_cast<float*>(g), false};
     };
@@ -311,8 +311,9 @@ std::unique_ptr<PackedAdamW::NormPass> PackedAdamW::begin_norm_pass(const Cpu& c
 // `produce` must outlive the result.
 PackedAdamW::Rows PackedAdamW::produced_rows(const Parameter& parameter, const GradientSink::Produce& produce) {
   const bool bf16 = model_.device().cuda() && &parameter != &model_.embedding();
-  const GradientRows g{gradient_rows_.data(), bf16};
-  return [g, &produce](int64_t row, int64_t count) {
+  GradientRows g{gradient_rows_.data(), bf16};
+  return [g, &produce](int64_t row, int64_t count, const RowSquares& squares) mutable {
+    g.squares = squares;
     produce(row, count, g, false);
     return g;
   };
@@ -324,9 +325,12 @@ void PackedAdamW::NormPass::matrix(Parameter& parameter, const Produce& produce)
 
 void PackedAdamW::NormPass::vectors(const std::vector<Vector>& vectors) {
   for (const auto& [parameter, dw] : vectors) {
-    const GradientRows row{const_cast<float*>(dw), false};
-    optimizer_.measure(
-        *parameter, [row](int64_t, int64_t) { return row; }, *engine_);
+    const Rows row = [this, parameter = parameter, dw = dw](int64_t, int64_t, const RowSquares& squares) {
+      const GradientRows g{const_cast<float*>(dw), false, squares};
+      engine_->row_squares(g, 1, parameter->cols);
+      return g;
+    };
+    optimizer_.measure(*parameter, row, *engine_);
   }
 }
 

@@ -145,8 +145,8 @@ class PackedAdamW {
   void make_missing_states();
   void prepare(bool bf16_rows);
   void begin(double lr, double clip_scale, bool bf16_rows);
-  // Gives rows [row_begin, row_begin + row_count) of a gradient.
-  using Rows = std::function<GradientRows(int64_t row_begin, int64_t row_count)>;
+  // Gives rows [row_begin, row_begin + row_count) of a gradient, and their squares.
+  using Rows = std::function<GradientRows(int64_t row_begin, int64_t row_count, const RowSquares& squares)>;
   Rows produced_rows(const Parameter& parameter, const GradientSink::Produce& produce);
   void measure(const Parameter& parameter, const Rows& gradient, Engine& engine);
   void update(Parameter& parameter, const Rows& gradient, bool checked, Engine& engine);
@@ -188,7 +188,7 @@ class PackedAdamW {
   Buffer gradient_rows_;                       // one chunk
   Buffer row_results_, row_squares_, totals_;  // of rows of some parameters; UpdateTotals by parameter id
   std::vector<RowRange> pending_;              // rows there whose totals are still to be taken, one after the other
-  Buffer stop_;                                // u32: see Engine::row_squares()
+  Buffer stop_;                                // u32: see RowSquares
 };
 
 }  // namespace qn

@@ -248,6 +248,55 @@ withCuda(`matrix-vector products on CUDA${probe.reason && ` (${probe.reason})`}`
     }
   })
 
+  it('makes the gradient of a weight exactly, and its squares', () => {
+    for (const [T, R, K] of [
+      [8, 2560, 512],
+      [8, 33, 2560],
+      [5, 40, 4096],
+      [1, 7, 9728],
+      [3, 1, 4],
+      [8, 129, 16],
+      [8, 70, 20],
+    ] as const) {
+      const dy = toBf16(seededValues(T * R, T + R))
+      const x = toBf16(seededValues(T * K, T + K))
+      const [ys, xs] = [fromBf16(dy), fromBf16(x)]
+      const sums = new Float32Array(R * K)
+      for (let r = 0; r < R; r++) {
+        for (let k = 0; k < K; k++) {
+          // Exact in f64, so this rounds as a fused multiply-add does.
+          for (let t = 0; t < T; t++) sums[r * K + k] = sums[r * K + k]! + ys[t * R + r]! * xs[t * K + k]!
+        }
+      }
+      const dw = poisoned(R * K)
+      const squares = new Float64Array(R)
+      expect(ops.gemvBackwardWeightCuda!(dw, squares, dy, x, T)).toBe(0)
+      expectSameBytes(dw, toBf16(sums))
+      const exact = ops.rowSquares!(fromBf16(dw), K, {}) as Float64Array
+      for (let r = 0; r < R; r++) expect(Math.abs(squares[r]! / exact[r]! - 1)).toBeLessThan(1e-6)
+      const again = { dw: poisoned(R * K), squares: new Float64Array(R) }
+      ops.gemvBackwardWeightCuda!(again.dw, again.squares, dy, x, T)
+      expectSameBytes(again, { dw, squares })
+    }
+  })
+
+  it.each([
+    [1e-38, 1, true],
+    [1e25, 1, true],
+    [1e25, 1e25, false],
+    [NaN, 1, false],
+    [0, 1, true],
+  ])('says whether a gradient of %d · %d is finite, and squares it in f64', (a, b, finite) => {
+    const dy = toBf16(new Float32Array(6).map((_, i) => (i === 4 ? a : 0)))
+    const x = toBf16(new Float32Array(64).map((_, i) => (i === 9 ? b : 1)))
+    const squares = new Float64Array(6)
+    expect(ops.gemvBackwardWeightCuda!(poisoned(6 * 64), squares, dy, x, 1)).toBe(finite ? 0 : 7)
+    expect(Number.isFinite(squares[4]!)).toBe(finite)
+    const wide = fromBf16(dy)[4]! * fromBf16(x)[0]!
+    if (finite && b === 1) expect(Math.abs(squares[4]! - 64 * wide * wide)).toBeLessThanOrEqual(1e-6 * squares[4]!)
+    expect(squares[3]).toBe(0)
+  })
+
   it('refuses what it cannot do', () => {
     const weight = seededWeight('nvfp4', 8, 512, 1)
     expect(() => gemv(new Uint16Array(9 * 512), [weight], 9)).toThrow('a GEMV of 9 tokens')

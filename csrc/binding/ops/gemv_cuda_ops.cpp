@@ -1,6 +1,7 @@
 // Matrix-vector products on device 0 from host arrays, bf16 as Uint16Array (ys: or Float32Array):
 //   gemvCuda(ys[], x, weights[], T, { accumulate?, swiglu?, norm?, normEps?, overlap? })
 //   gemvBackwardInputCuda(dx, dy, weights[], T, accumulate)
+//   gemvBackwardWeightCuda(dw [R, K], squares f64[R], dy [T, R], x [T, K], T) → 7 where a row is not finite, else 0
 //   gemvChainCuda(x, weight [K, K], T, count, { norm, normEps?, overlap? })
 //                x = norm(x) · wᵀ, count times, in a graph
 // and for benchmarks, on random data, as microseconds inside a CUDA graph:
@@ -20,6 +21,7 @@
 #include "ops/attention_decode_fused.h"
 #include "ops/gemv.h"
 #include "ops/gemv_backward_input.h"
+#include "ops/gemv_backward_weight.h"
 
 namespace qn {
 
@@ -94,6 +96,26 @@ void run_backward_input(const Napi::CallbackInfo& info) {
   args.accumulate = flag(info[4]);
   gemv_backward_input_cuda(args, nullptr);
   dx.download();
+}
+
+Napi::Value run_backward_weight(const Napi::CallbackInfo& info) {
+  const DeviceArray dw(info[0]), dy(info[2]), x(info[3]);
+  auto squares = info[1].As<Napi::Float64Array>();
+  const CudaBuffer device_squares(static_cast<int64_t>(squares.ByteLength()));
+  uint32_t stopped = 0;
+  const CudaBuffer stop = on_device(&stopped, sizeof stopped);
+  GemvBackwardWeightCuda args{.dw = dw.bf16(), .squares = device_squares.as<double>()};
+  args.dy = dy.bf16();
+  args.x = x.bf16();
+  args.T = integer(info[4]);
+  args.R = args.dy_stride = static_cast<int64_t>(squares.ElementLength());
+  args.K = static_cast<int64_t>(info[0].As<Napi::TypedArray>().ElementLength()) / args.R;
+  args.stop = {stop.as<uint32_t>(), 7};
+  gemv_backward_weight_cuda(args, nullptr);
+  dw.download();
+  device_squares.download(squares.Data());
+  stop.download(&stopped);
+  return Napi::Number::New(info.Env(), stopped);
 }
 
 void run_chain(const Napi::CallbackInfo& info) {
@@ -339,6 +361,8 @@ void register_gemv_cuda_ops(Napi::Env env, Napi::Object ops) {
   ops.Set("gemvChainCuda", Napi::Function::New<with_cuda<QN_CUDA_RUN(run_chain)>>(env, "gemvChainCuda"));
   ops.Set("gemvBackwardInputCuda",
           Napi::Function::New<with_cuda<QN_CUDA_RUN(run_backward_input)>>(env, "gemvBackwardInputCuda"));
+  ops.Set("gemvBackwardWeightCuda",
+          Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_backward_weight)>>(env, "gemvBackwardWeightCuda"));
   ops.Set("gemvBackwardInputCudaTime", Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_backward_input)>>(
                                            env, "gemvBackwardInputCudaTime"));
   ops.Set("gemvCudaTime", Napi::Function::New<value_with_cuda<QN_CUDA_VALUE(run_time_gemv)>>(env, "gemvCudaTime"));
