@@ -190,7 +190,7 @@ describeOnGpu('work that is stopped', () => {
   const reason = new Error('enough')
   const config = { ...gpuConfig, numHiddenLayers: 8 }
 
-  /** Runs `work` behind calls that keep the lane busy, and aborts it while it waits or has just begun. */
+  /** Runs `work` behind calls that keep the lane busy, and aborts it before they can have ended. */
   async function abort(model: Qwen3Nvfp4Model, work: (signal: AbortSignal) => Promise<unknown>): Promise<unknown> {
     const controller = new AbortController()
     const busy = Array.from({ length: 20 }, () => model.forward(ids).then((result) => result.dispose()))
@@ -198,7 +198,6 @@ describeOnGpu('work that is stopped', () => {
       () => 'finished',
       (error: unknown) => error,
     )
-    await new Promise((done) => setTimeout(done, 0))
     controller.abort(reason)
     await Promise.all(busy)
     return run
