@@ -68,7 +68,7 @@ export interface ConvertOptions {
   modelDir?: string | URL
   /** As in LoadOptions. Default: 'high-first'. */
   nibbles?: Nibbles
-  /** Refuse tensors that the model does not use; false leaves them out with a warning. Default: true. */
+  /** As in LoadOptions; what is not refused is left out, with a warning. */
   strict?: boolean
   /** Threads, 1 or more. Default: the cores this process may use. Results do not depend on it. */
   threads?: number

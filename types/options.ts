@@ -48,7 +48,10 @@ export interface LoadOptions extends ComputeOptions {
    * bitsandbytes, which writes it high. Default: 'high-first'.
    */
   nibbles?: Nibbles
-  /** Refuse files with tensors that the model does not use. Default: true. */
+  /**
+   * Which tensors that the model does not use are refused: all, or none. saveDat keeps those of a .dat. Default: those of its
+   * layers, embedding, norm and head, without which it would be another model; of others onWarning tells.
+   */
   strict?: boolean
   /** Stops the load; the promise rejects with signal.reason. */
   signal?: AbortSignal

@@ -30,7 +30,7 @@ interface Flags extends Pick<
   dense?: string[]
   modelDir?: string
   config?: string
-  strict: boolean
+  strict?: boolean
   verify: boolean
   report?: boolean
   json?: boolean
@@ -98,7 +98,8 @@ export function convertCommand(): Command {
     .addOption(flag('--model-dir <dir>', "folder of config.json and tokenizer (default: the source's)", text))
     .addOption(flag('--config <file>', 'config.json of the model, where it has none', text))
     .addOption(nibblesFlag())
-    .addOption(flag('--no-strict', 'leave out tensors that the model does not use'))
+    .addOption(flag('--strict', 'refuse any tensor that the model does not use (default: those of its own layers)'))
+    .addOption(flag('--no-strict', 'refuse none, and say which there are'))
     .optionsGroup('Work:')
     .addOption(flag('--no-verify', 'do not read back what was written'))
     .addOption(flag('--threads <n>', 'threads of the CPU (default: the cores this process may use)', integer(1, 1024)))
@@ -110,15 +111,14 @@ export function convertCommand(): Command {
 }
 
 async function run(source: string, target: string, flags: Flags, signal: AbortSignal): Promise<void> {
-  const { config, strict, verify } = flags
+  const { config, verify } = flags
   const begin = performance.now()
   const bar = new ByteBar('converting')
   try {
     const result = await convert(source, target, {
       ...pick(flags, ['format', 'weights', 'scales', 'scaleRule', 'requantize', 'dense', 'denseType', 'embedding']),
-      ...pick(flags, ['head', 'shardBytes', 'modelDir', 'nibbles', 'threads']),
+      ...pick(flags, ['head', 'shardBytes', 'modelDir', 'nibbles', 'strict', 'threads']),
       ...(config !== undefined && { config: await readQwen3Config(config) }),
-      strict,
       verify,
       signal,
       onProgress: bar.update,

@@ -35,8 +35,8 @@ export interface ModelFlags {
   scales?: 'two-level' | 'one-level'
   scaleRule?: 'amax' | 'four-over-six'
   nibbles?: Nibbles
-  /** false with --no-strict. */
-  strict: boolean
+  /** Undefined without --strict and --no-strict. */
+  strict?: boolean
 }
 
 const storages = ['nvfp4', 'fp32', 'bf16', 'fp16'] as const
@@ -99,7 +99,8 @@ export function addModelFlags(command: Command, { tokenizer }: { tokenizer: bool
       ),
     )
     .addOption(nibblesFlag())
-    .addOption(flag('--no-strict', 'ignore tensors of the file that the model does not use'))
+    .addOption(flag('--strict', 'refuse any tensor that the model does not use (default: those of its own layers)'))
+    .addOption(flag('--no-strict', 'refuse none, and say which there are'))
     .optionsGroup('Device:')
     .addOption(flag('--device <name>', "'cpu' or 'cuda:N', never replaced by another (default: cpu)", device))
     .addOption(flag('--threads <n>', 'threads of the CPU (default: the cores this process may use)', integer(1, 1024)))
@@ -138,8 +139,8 @@ async function load(path: string, flags: ModelFlags, config: string | undefined,
       'scales',
       'scaleRule',
       'nibbles',
+      'strict',
     ]),
-    strict: flags.strict,
     ...(config !== undefined && { config: await readQwen3Config(config) }),
     signal,
   }

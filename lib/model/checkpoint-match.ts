@@ -168,10 +168,23 @@ function unknownMeaning(
   return new Qwen3Nvfp4Error('CHECKPOINT_UNSUPPORTED_TENSORS', message, { file: files[first.file], key: first.key })
 }
 
-export function refuseUnused(unused: readonly IndexedEntry[], files: readonly string[]): void {
-  const first = unused[0]
+/**
+ * What belongs to a layer, the embedding, the last norm or the head: a bias, a layer that the configuration does not have. A model
+ * without it computes something else. The angles of rope follow from the configuration.
+ */
+const insideModel =
+  /^(model\.)?(layers\.\d+|embed_tokens|norm|lm_head)\.(?!.*rotary_emb\.)|^(blk\.\d+|token_embd|output_norm|output)\./
+
+/** Refuses unused tensors: all of them, none, or, undecided, those without which the model would be another. */
+export function refuseUnused(
+  unused: readonly IndexedEntry[],
+  strict: boolean | undefined,
+  files: readonly string[],
+): void {
+  const refused = strict === undefined ? unused.filter(({ key }) => insideModel.test(key)) : strict ? unused : []
+  const first = refused[0]
   if (!first) return
-  const names = listNames(unused.map(({ key }) => key))
+  const names = listNames(refused.map(({ key }) => key))
   const message = `${files[first.file]} has ${names} that the model does not use; load with strict: false to keep such tensors as they are`
   throw new Qwen3Nvfp4Error('CHECKPOINT_UNEXPECTED_TENSORS', message, { file: files[first.file], key: first.key })
 }

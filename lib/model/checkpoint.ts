@@ -32,7 +32,7 @@ export interface OpenCheckpointOptions {
    * Folder of config.json. Default: beside the file, `<name>.config.json` before `config.json`. A GGUF has its own in it.
    */
   modelDir?: string | URL
-  /** Refuse tensors that the model does not use; false keeps them for saveDat. Default: true. */
+  /** As in LoadOptions. */
   strict?: boolean
   /** As in LoadOptions. */
   nibbles?: Nibbles
@@ -44,9 +44,9 @@ export interface OpenCheckpointOptions {
  * where they are: the core reads them by offset.
  */
 export async function openCheckpoint(path: string | URL, options?: OpenCheckpointOptions): Promise<Checkpoint> {
-  const { config: given, modelDir, strict = true, nibbles, signal } = checkOptions(options)
+  const { config: given, modelDir, strict, nibbles, signal } = checkOptions(options)
   const file = resolve(checkPath('path', path))
-  checkBoolean('strict', strict)
+  if (strict !== undefined) checkBoolean('strict', strict)
   checkOneOf('nibbles', nibbles ?? 'high-first', ['high-first', 'low-first'])
   checkSignal(signal)
   await using files = await CheckpointFiles.open(file, signal)
@@ -55,7 +55,7 @@ export async function openCheckpoint(path: string | URL, options?: OpenCheckpoin
   const { config, format, entries, quantization } = await interpret(files, declared, folder)
 
   const { found, ignored, superseded, ...survey } = matchParameters(config, format, entries, files.paths)
-  if (strict) refuseUnused(survey.unused, files.paths)
+  refuseUnused(survey.unused, strict, files.paths)
   const unused = [...survey.unused, ...superseded]
   const globalScales = new Map<string, number>()
   for (const [name, { globalScale }] of found) {

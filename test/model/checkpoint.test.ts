@@ -120,16 +120,25 @@ describe('openCheckpoint of a .dat', () => {
     })
   })
 
-  test('refuses tensors that the model does not use, or keeps them with strict: false', async () => {
+  test.each([
+    ['extra.buffer', false],
+    ['model.layers.0.self_attn.rotary_emb.inv_freq', false],
+    ['model.layers.0.self_attn.q_proj.bias', true],
+    ['model.layers.9.input_layernorm.weight', true],
+    ['lm_head.bias', true],
+  ])('keeps and warns of %s, which the model does not use, or refuses it: %s', async (key, isOfModel) => {
     const tensors = packedTensors()
-    tensors.set('extra.buffer', { elementType: 4, shape: [2], data: BigInt64Array.of(1n, 2n) })
+    tensors.set(key, { elementType: 4, shape: [2], data: BigInt64Array.of(1n, 2n) })
     const path = await writeModel(temporaryFolder(), tensors)
-    await expect(openCheckpoint(path)).rejects.toMatchObject({
-      code: 'CHECKPOINT_UNEXPECTED_TENSORS',
-      key: 'extra.buffer',
-    })
-    const { layout } = await openCheckpoint(path, { strict: false })
-    expect(layout.entries.at(-1)).toEqual({ key: 'extra.buffer', elementType: 4, shape: [2], file: path })
+    const refusal = { code: 'CHECKPOINT_UNEXPECTED_TENSORS', key }
+    const kept = { key, elementType: 4, shape: [2], file: path }
+    await expect(openCheckpoint(path, { strict: true })).rejects.toMatchObject(refusal)
+    for (const strict of isOfModel ? [false] : [false, undefined]) {
+      const { layout, warnings } = await openCheckpoint(path, { strict })
+      expect(layout.entries.at(-1)).toEqual(kept)
+      expect(warnings).toMatchObject([{ code: 'UNUSED_TENSORS', tensors: [key] }])
+    }
+    if (isOfModel) await expect(openCheckpoint(path)).rejects.toMatchObject(refusal)
   })
 
   test('refuses shapes that contradict the configuration, with both', async () => {

@@ -149,7 +149,11 @@ describe.each(ways)('%s', (way) => {
       code: 'CHECKPOINT_MISSING_TENSORS',
       message: expect.stringMatching(/lacks 2 tensors \(.*q_proj\.weight_scale, .*up_proj\.weight_(scale_2|packed)\)/),
     })
-    const more = tensorsOf(way).set('model.extra', { dtype: 'uint8', shape: [1], data: Uint8Array.of(1) })
+    const more = tensorsOf(way).set('model.layers.0.self_attn.q_proj.bias', {
+      dtype: 'uint8',
+      shape: [1],
+      data: Uint8Array.of(1),
+    })
     expect(await refusal(await write(way, more))).toMatchObject({ code: 'CHECKPOINT_UNEXPECTED_TENSORS' })
   })
 
