@@ -118,9 +118,9 @@ __device__ __forceinline__ void step_any_weight(const AdamwArgs& args, const Tab
 //            to row, a thread takes a block of 16 columns a round, codes in 8-byte accesses
 // needs      K % 16 == 0, gradients and masters 16-byte, codes 8-byte (int8: 16-byte) aligned
 // numerics   the functions of ops/adamw_packed.h: codes, scales, rows and masters are the CPU's bytes
-// measured   H200, all NVFP4, bf16 gradient, b=.001 or .05: N=9728 K=2560 110.0 us, 1217 GB/s, 29 % of copy (4247);
-//            N=4096 48.1 us; N=1024 19.2 us; with a residual N=9728 150.8 us, 1074 GB/s; bound by instructions;
-//            2026-11-21
+// measured   H200, all NVFP4, bf16 gradient, b=.001 or .05: N=9728 K=2560 98.3 us, 1362 GB/s, 32 % of copy (4270);
+//            N=4096 44.6 us; N=1024 18.8 us; with a residual N=9728 150.8 us before its last change; bound by
+//            instructions; 2026-11-21
 template <MomentFormat kFormat, WeightPath kPath, bool kBf16>
 __global__ void __launch_bounds__(kPackedThreads, 1)
     adamw_packed_kernel(AdamwRow* __restrict__ rows, const __grid_constant__ PackedArgs args, unsigned group_warps) {
