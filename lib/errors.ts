@@ -68,7 +68,8 @@ export const errorCodes = {
   CHECKPOINT_MISSING_TENSORS: 'A checkpoint lacks tensors that its configuration needs; the message lists them.',
   CHECKPOINT_NOT_FOUND: 'A path is neither a .dat or .gguf file nor a Hugging Face directory with safetensors files.',
   CHECKPOINT_SHAPE_MISMATCH: 'A tensor of a checkpoint has another shape than its configuration says.',
-  CHECKPOINT_UNEXPECTED_TENSORS: 'A checkpoint has tensors inside the model, or with strict: true any, that it does not use; strict: false keeps them.',
+  CHECKPOINT_UNEXPECTED_TENSORS:
+    'A checkpoint has tensors inside the model, or with strict: true any, that it does not use; strict: false keeps them.',
   CHECKPOINT_UNSUPPORTED_TENSORS:
     'A checkpoint has tensors that change what its weights mean, such as the scales of AWQ; the message lists them.',
   CHECKPOINT_UNSUPPORTED_TYPE: 'A tensor of a checkpoint has an element type that a weight cannot have.',
