@@ -51,7 +51,7 @@ __device__ __forceinline__ double sum_of_quarter(const double (&rows)[kRowsAtOnc
 // needs      K % 4 == 0, x and dw 8-byte aligned
 // numerics   f32 in the order of tokens, one rounding; squares of four in f32, the rest of a row in f64 in a fixed tree
 // measured   H200 under ncu, at its lower clock, T=8: [9728, 2560] 36.0 µs, 1.4 TB/s, 69 % of the issue slots;
-// 2026-11-21
+//            2026-11-21
 __global__ void __launch_bounds__(kMostThreads, 1)
     gemv_backward_weight_kernel(const __grid_constant__ GemvBackwardWeightCuda p, int64_t rows_per_block) {
   __shared__ float4 dy[kTileRows][kTokens / 4];
