@@ -11,14 +11,17 @@ const ids = [
   [5, 3, 5, 8, 9, 7, 9, 3],
 ]
 
+// A device that no other test file uses, even where they share one addon: what they left is not counted.
+const threads = 6
+
 let model: Qwen3Nvfp4Model
 /** The same values, dense. */
 let twin: Qwen3Nvfp4Model
 beforeEach(async () => {
   const { tensors, values } = bnb4Tensors(way)
   const folder = await writeBnb4Directory(temporaryFolder(), tensors, bnb4Quantization(way))
-  model = await Qwen3Nvfp4Model.load(folder, { threads: 2 })
-  twin = await Qwen3Nvfp4Model.load(await writeValues(temporaryFolder(), values), { threads: 2, weights: 'fp32' })
+  model = await Qwen3Nvfp4Model.load(folder, { threads })
+  twin = await Qwen3Nvfp4Model.load(await writeValues(temporaryFolder(), values), { threads, weights: 'fp32' })
 })
 afterEach(async () => {
   for (const each of [model, twin]) await each?.dispose()
