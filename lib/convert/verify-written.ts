@@ -1,12 +1,13 @@
 import { crc32 } from 'node:zlib'
 import type { TensorEntry } from '../../types/format'
 import { Qwen3Nvfp4Error, throwIfAborted } from '../errors'
+import { PieceReader } from '../format/piece-reader'
 import type { TensorReader } from '../format/tensor-reader'
 import { openTensorFile } from '../model/checkpoint-files'
 import type { PlannedPart } from './plan'
 import type { WrittenFile } from './sinks'
 
-const chunkBytes = 2 << 20
+const pieceBytes = 2 << 20
 
 /** Reads a file again as any reader would: index, shapes, types, and the digest of every payload. */
 export async function verifyWritten(
@@ -15,38 +16,17 @@ export async function verifyWritten(
   onRead: (key: string, bytes: number) => void,
 ): Promise<void> {
   await using reader = await openTensorFile(path)
-  const buffers = [new Uint8Array(chunkBytes), new Uint8Array(chunkBytes)]
+  const pieces = new PieceReader(pieceBytes)
   if (reader.entries.length !== parts.length) throw failed(path, `${reader.entries.length} of ${parts.length} tensors`)
   for (const part of parts) {
     checkEntry(reader, part)
     let digest = 0
-    for await (const chunk of chunksOf(reader, part, buffers)) {
+    for await (const chunk of pieces.read(part.bytes, (begin, target) => reader.readInto(part.key, begin, target))) {
       throwIfAborted(signal)
       digest = crc32(chunk, digest)
       onRead(part.key, chunk.length)
     }
     if (digest !== digests.get(part.key)) throw failed(path, `other bytes of ${part.key}`, part.key)
-  }
-}
-
-/** A payload chunk by chunk, of which the next is read meanwhile: a chunk holds until the next. */
-async function* chunksOf(
-  reader: TensorReader<TensorEntry>,
-  { key, bytes }: PlannedPart,
-  buffers: readonly Uint8Array[],
-): AsyncGenerator<Uint8Array> {
-  const read = (begin: number) => {
-    const buffer = buffers[(begin / chunkBytes) % 2]!
-    const reading = reader.readInto(key, begin, buffer.subarray(0, Math.min(chunkBytes, bytes - begin)))
-    // Nobody waits for it when the caller stops before.
-    reading.catch(() => {})
-    return reading
-  }
-  let reading = read(0)
-  for (let begin = 0; begin < bytes; begin += chunkBytes) {
-    const chunk = await reading
-    if (begin + chunkBytes < bytes) reading = read(begin + chunkBytes)
-    yield chunk
   }
 }
 

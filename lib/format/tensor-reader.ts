@@ -80,10 +80,9 @@ export class TensorReader<Entry extends TensorEntry> implements AsyncDisposable 
     return this.#chunks(this.entry(key), chunkBytes, checked, (length) => new Uint8Array(length))
   }
 
-  /** @internal Fills `target` from byte `begin` of a payload on, and gives it back. */
-  async readInto<Target extends Uint8Array>(key: string, begin: number, target: Target): Promise<Target> {
+  /** @internal Fills `target` from byte `begin` of a payload on. */
+  async readInto(key: string, begin: number, target: Uint8Array): Promise<void> {
     await this.#fill(this.entry(key), begin, target, undefined)
-    return target
   }
 
   async close(): Promise<void> {
