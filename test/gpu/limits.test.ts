@@ -4,6 +4,7 @@
  */
 import { type InitializeOptions, type MemoryOptions, type Qwen3Config, Qwen3Nvfp4Model } from 'qwen3-nvfp4'
 import { expectSameBytes } from '../support/native-ops'
+import { expectKeptGradients, expectWithin5Percent } from '../support/memory-estimate'
 import { describeOnGpu, device, gpuConfig, gpuModel as anyModel, tokensOf } from '../support/gpu'
 
 /** A device that no other test file uses, even where they share one process: what they left there is not counted. */
@@ -19,9 +20,6 @@ describeOnGpu('estimateMemory', () => {
   const config = { ...gpuConfig, hiddenSize: 1024, intermediateSize: 3072, vocabSize: 32_000, numHiddenLayers: 4 }
   const estimate = (options: Partial<MemoryOptions>) =>
     Qwen3Nvfp4Model.estimateMemory(config, { mode: 'training', device, threads, batch: 4, tokens: 512, ...options })
-
-  const expectWithin5Percent = (measured: number, expected: number) =>
-    expect(Math.abs(measured / expected - 1)).toBeLessThan(0.05)
 
   test.each([
     { recompute: 'all', moments: 'nvfp4', optimizerWeights: 'nvfp4' },
@@ -50,18 +48,7 @@ describeOnGpu('estimateMemory', () => {
       await using model = await gpuModel({}, config)
       await using optimizer = model.createOptimizer()
       await optimizer.stateBytes()
-      model.resetMemoryPeak()
-      const expected = estimate({ trainStep: false, gradients })
-      // The second time with what the first step has left.
-      for (let i = 0; i < 2; i++) {
-        for (let batch = 0; batch < 2; batch++) {
-          await using loss = await model.loss(ids, ids)
-          await loss.backward({ gradients })
-          expect((await model.memory()).model.gradients).toBe(expected.gradients)
-        }
-        await optimizer.step({ maxGradNorm: 1 })
-      }
-      expectWithin5Percent((await model.memory()).peak, expected.total)
+      await expectKeptGradients(model, optimizer, ids, gradients, estimate({ trainStep: false, gradients }))
     },
   )
 

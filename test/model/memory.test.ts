@@ -1,5 +1,6 @@
 import { type MemoryOptions, Qwen3Nvfp4Model } from 'qwen3-nvfp4'
 import { qwen3Of4b } from '../support/qwen3-4b'
+import { expectKeptGradients, expectWithin5Percent } from '../support/memory-estimate'
 import { tinyConfig, tinyModel } from '../support/tiny-model'
 
 // Large enough that what is not counted would show beside the scratch of the threads.
@@ -17,9 +18,6 @@ const ids = Array.from({ length: 2 }, (_, b) => Array.from({ length: 160 }, (_, 
 const threads = 4
 const estimate = (options: Partial<MemoryOptions>) =>
   Qwen3Nvfp4Model.estimateMemory(config, { mode: 'training', batch: 2, tokens: 160, threads, ...options })
-
-const expectWithin5Percent = (measured: number, expected: number) =>
-  expect(Math.abs(measured / expected - 1)).toBeLessThan(0.05)
 
 describe('estimateMemory', () => {
   test.each([
@@ -63,22 +61,9 @@ describe('estimateMemory', () => {
   test.each(['fp32', 'bf16', 'nvfp4'] as const)(
     'counts kept %s gradients to the byte, and is within 5 %% of the peak of steps with them',
     async (gradients) => {
-      const model = await tinyModel({ threads }, config)
-      const optimizer = model.createOptimizer()
-      model.resetMemoryPeak()
-      const expected = estimate({ trainStep: false, gradients })
-      // The second time with what the first step has left.
-      for (let i = 0; i < 2; i++) {
-        for (let batch = 0; batch < 2; batch++) {
-          await using loss = await model.loss(ids, ids)
-          await loss.backward({ gradients })
-          expect((await model.memory()).model.gradients).toBe(expected.gradients)
-        }
-        await optimizer.step({ maxGradNorm: 1 })
-      }
-      expectWithin5Percent((await model.memory()).peak, expected.total)
-      await optimizer.dispose()
-      await model.dispose()
+      await using model = await tinyModel({ threads }, config)
+      await using optimizer = model.createOptimizer()
+      await expectKeptGradients(model, optimizer, ids, gradients, estimate({ trainStep: false, gradients }))
     },
   )
 
