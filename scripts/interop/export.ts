@@ -5,25 +5,12 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { exportCheckpoint, Qwen3Nvfp4Model, type Qwen3Config } from 'qwen3-nvfp4'
+import { smallConfig } from './small-config'
 
 const folder = process.argv[2]
 if (!folder) throw new Error('Expected a folder to write into')
 
-const config: Qwen3Config = {
-  hiddenSize: 256,
-  numHiddenLayers: 4,
-  numAttentionHeads: 8,
-  numKeyValueHeads: 2,
-  headDim: 64,
-  intermediateSize: 768,
-  vocabSize: 1000,
-  ropeTheta: 1e6,
-  rmsNormEps: 1e-6,
-  tieWordEmbeddings: false,
-  maxPositionEmbeddings: 4096,
-  bosTokenId: 1,
-  eosTokenIds: [2],
-}
+const config: Qwen3Config = { ...smallConfig, vocabSize: 1000, bosTokenId: 1, eosTokenIds: [2] }
 
 async function main(): Promise<void> {
   mkdirSync(folder!, { recursive: true })

@@ -13,6 +13,7 @@ import { join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { exportCheckpoint, Qwen3Nvfp4Model, Tokenizer, type FileStorage, type Qwen3Config } from 'qwen3-nvfp4'
 import { byteTokenizer } from './byte-tokenizer'
+import { smallConfig } from './small-config'
 
 const version = '3.22.1'
 const root = resolve(import.meta.dirname, '../..')
@@ -20,20 +21,7 @@ const installed = join(root, '.qn-interop')
 const shared = join(root, '..', 'shared', 'data')
 const greedyTokens = 64
 
-const config: Qwen3Config = {
-  hiddenSize: 256,
-  numHiddenLayers: 4,
-  numAttentionHeads: 8,
-  numKeyValueHeads: 2,
-  headDim: 64,
-  intermediateSize: 768,
-  vocabSize: 320,
-  ropeTheta: 1e6,
-  rmsNormEps: 1e-6,
-  tieWordEmbeddings: false,
-  maxPositionEmbeddings: 4096,
-  eosTokenIds: [258],
-}
+const config: Qwen3Config = { ...smallConfig, vocabSize: 320, eosTokenIds: [258] }
 
 /** The part of node-llama-cpp that is used; its own types are not installed with the project. */
 interface LlamaCpp {
