@@ -1,13 +1,11 @@
 /** Products with bitsandbytes weights on CUDA. Needs a CUDA device and cuBLASLt: `npm run test:gpu`. */
 import { fromBf16, toBf16 } from '../support/bf16'
-import { decodeBnb4, seededBnb4, type CodebookName } from '../support/bnb4'
+import { codebookNames, decodeBnb4, seededBnb4 } from '../support/bnb4'
 import { expectClose, expectSameBytes, ops, seededValues } from '../support/native-ops'
 import { seededWeight, type Weight } from '../support/weights'
 
 const probe = ops.probeCuda!() as { devices: number; reason: string }
 const withCuda = probe.devices > 0 ? describe : describe.skip
-
-const NAMES: CodebookName[] = ['nf4', 'fp4']
 
 const MANY: [T: number, N: number, K: number][] = [
   [9, 40, 320],
@@ -55,7 +53,7 @@ const rounded = (weight: Weight): Weight => ({
 })
 
 withCuda(`bitsandbytes weights on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
-  it.each(NAMES)('multiply more tokens by the values of %s rounded to bf16', (codebook) => {
+  it.each(codebookNames)('multiply more tokens by the values of %s rounded to bf16', (codebook) => {
     for (const [T, N, K] of MANY) {
       const weight = seededBnb4(codebook, N, K, N + K)
       const x = toBf16(seededValues(T * K, T + 11))
@@ -139,7 +137,7 @@ withCuda(`bitsandbytes weights on CUDA${probe.reason && ` (${probe.reason})`}`, 
   })
 
   it.each([64, 192, 1024, 2560])('give the embedding rows of the CPU, rounded, %i columns', (H) => {
-    for (const codebook of NAMES) {
+    for (const codebook of codebookNames) {
       const weight = seededBnb4(codebook, 19, H, 7)
       const ids = Int32Array.of(0, 18, 5, 5, 11)
       const x = new Uint16Array(ids.length * H).fill(0x7fff)

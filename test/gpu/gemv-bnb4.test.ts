@@ -1,13 +1,11 @@
 /** The matrix-vector product with bitsandbytes weights. Needs a CUDA device: `npm run test:gpu`. */
 import { fromBf16, toBf16 } from '../support/bf16'
-import { CODEBOOKS, decodeBnb4, seededBnb4, type CodebookName } from '../support/bnb4'
+import { CODEBOOKS, codebookNames, decodeBnb4, seededBnb4 } from '../support/bnb4'
 import { expectClose, expectSameBytes, ops, seededValues } from '../support/native-ops'
 import type { Weight } from '../support/weights'
 
 const probe = ops.probeCuda!() as { devices: number; reason: string }
 const withCuda = probe.devices > 0 ? describe : describe.skip
-
-const NAMES: CodebookName[] = ['nf4', 'fp4']
 
 /** One, odd, around the rows of a warp (4), a block (64) and a step of a warp (512); K of one, two and four splits. */
 const FEW: [T: number, N: number, K: number][] = [
@@ -57,7 +55,7 @@ function reference(x: Uint16Array, weight: Weight, T: number): Float32Array {
 }
 
 withCuda(`matrix-vector products with bitsandbytes weights on CUDA${probe.reason && ` (${probe.reason})`}`, () => {
-  it.each(NAMES)('multiply up to eight tokens by the values of %s themselves', (codebook) => {
+  it.each(codebookNames)('multiply up to eight tokens by the values of %s themselves', (codebook) => {
     for (const [T, N, K] of FEW) {
       const weight = seededBnb4(codebook, N, K, N + K)
       const x = toBf16(seededValues(T * K, T + 11))
@@ -75,7 +73,7 @@ withCuda(`matrix-vector products with bitsandbytes weights on CUDA${probe.reason
     }
   })
 
-  it.each(NAMES)('decode every code of %s exactly, in each byte of a block', (codebook) => {
+  it.each(codebookNames)('decode every code of %s exactly, in each byte of a block', (codebook) => {
     // Row n has its codes shifted by n; x is a row of the unit matrix, so that a token reads out one column.
     const [N, K] = [16, 128]
     const codes = Uint8Array.from({ length: (N * K) / 2 }, (_, i) => {

@@ -1,9 +1,7 @@
-import { CODEBOOKS, decodeBnb4, seededBnb4, type CodebookName } from '../support/bnb4'
+import { CODEBOOKS, codebookNames, decodeBnb4, seededBnb4, type CodebookName } from '../support/bnb4'
 import { isaLevels, sameForAllThreads } from '../support/isa-levels'
 import { expectClose, expectSameBytes, ops, seededValues, type OpOptions } from '../support/native-ops'
 import type { Weight } from '../support/weights'
-
-const NAMES: CodebookName[] = ['nf4', 'fp4']
 
 /** 1, odd, around the block of 64, the register tiles, the depth block (256) and the pieces of a row. */
 const SHAPES: [T: number, N: number, K: number][] = [
@@ -67,7 +65,7 @@ describe('bitsandbytes codes', () => {
   })
 
   it.each(isaLevels)('decode to table · absmax exactly on %s, sixteen codes under many magnitudes', (isa) => {
-    for (const codebook of NAMES) {
+    for (const codebook of codebookNames) {
       for (const cols of [64, 128, 192, 320]) {
         const weight = seededBnb4(codebook, 33, cols, cols)
         weight.absmax!.set([0, 1, 2 ** -140, 3e38, 1 / 3])
@@ -79,7 +77,7 @@ describe('bitsandbytes codes', () => {
     }
   })
 
-  it.each(NAMES)('of %s are the nearest ones when they are quantised, ties to the lower code', (codebook) => {
+  it.each(codebookNames)('of %s are the nearest ones when they are quantised, ties to the lower code', (codebook) => {
     const table = CODEBOOKS[codebook]
     const x = seededValues(64 * 40, 3)
     x.fill(0, 64, 128)
@@ -107,7 +105,7 @@ describe('bitsandbytes codes', () => {
 
 describe('linear over bitsandbytes weights', () => {
   it.each(isaLevels)('is x · wᵀ on %s within f32 rounding, for every shape', (isa) => {
-    for (const codebook of NAMES) {
+    for (const codebook of codebookNames) {
       for (const [T, N, K] of SHAPES) {
         const weight = seededBnb4(codebook, N, K, N + K)
         const x = seededValues(T * K, T + 11)

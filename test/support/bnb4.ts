@@ -2,7 +2,8 @@
 import { seededValues } from './native-ops'
 import type { Weight } from './weights'
 
-export type CodebookName = 'nf4' | 'fp4'
+export const codebookNames = ['nf4', 'fp4'] as const
+export type CodebookName = (typeof codebookNames)[number]
 
 const { fround } = Math
 
