@@ -46,9 +46,9 @@ export interface ConvertOptions {
    */
   dense?: readonly (string | RegExp)[]
   /**
-   * Element type of what stays dense. 'as-stored' keeps it; what was NVFP4 becomes bf16, what bitsandbytes stored fp32. Default: 'fp16' in a one-level
-   * `.dat`, as the prior system reads it, 'as-stored' in a two-level one and in a GGUF with NVFP4, whose norms are fp32
-   * always and which may have 'q8_0' too, that of the format in a directory.
+   * Element type of what stays dense. 'as-stored' keeps it; what was NVFP4 becomes bf16, what bitsandbytes stored fp32.
+   * Default: 'fp16' in a one-level `.dat`, as the prior system reads it, 'as-stored' in a two-level one and in a GGUF with
+   * NVFP4, whose norms are fp32 always and which may have 'q8_0' too, that of the format in a directory.
    */
   denseType?: DenseStorage | 'q8_0' | 'as-stored'
   /** Whether a `.dat` gets a dense embedding quantised too. Default: 'as-stored'. */

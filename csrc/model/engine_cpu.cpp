@@ -157,12 +157,11 @@ class CpuEngine : public Engine {
   }
 
   void row_squares(const GradientRows& g, int64_t row_count, int64_t K) override {
-    const auto [squares, p, stop] = g.squares;
+    const auto [squares, parameter, stop] = g.squares;
     if (!squares) return;
     row_squares_cpu(squares, static_cast<const float*>(g.data), row_count, K, cpu());
     if (!stop || std::all_of(squares, squares + row_count, [](double value) { return std::isfinite(value); })) return;
-    const Parameter& parameter = *p;
-    fail_at(parameter.name, Code::kNonFiniteGradient, "the gradient of %s is not finite", parameter.name.c_str());
+    fail_at(parameter->name, Code::kNonFiniteGradient, "the gradient of %s is not finite", parameter->name.c_str());
   }
 
   void adamw(AdamwRow* rows, const AdamwArgs& args) override { adamw_cpu(rows, args, cpu()); }

@@ -13,7 +13,8 @@ import { formatOfTensors } from '../model/tensor-names'
 
 /**
  * Says what is in a `.dat`, a GGUF, a safetensors file or a Hugging Face directory, and whether it is the model that its
- * configuration describes. Reads the index alone; with `scales: true` also every NVFP4 block scale. (Of bitsandbytes weights the tables and states are read too, some hundred bytes each.)
+ * configuration describes. Reads the index alone, and of bitsandbytes weights the tables and states, some hundred bytes each;
+ * with `scales: true` also every NVFP4 block scale.
  *
  * @example
  * const { tensors, missing, problems } = await inspect('model.dat')

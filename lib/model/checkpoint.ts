@@ -4,6 +4,7 @@ import type { Qwen3Config } from '../../types/config'
 import type { Nibbles } from '../../types/tensor'
 import { checkBoolean, checkOneOf, checkOptions, checkPath, checkSignal } from '../check'
 import { Qwen3Nvfp4Error } from '../errors'
+import { bnb4Nibbles } from '../format/bnb4'
 import { isBnb4 } from './bnb4'
 import { readBnb4State, type Bnb4State } from './bnb4-state'
 import { CheckpointFiles, exists } from './checkpoint-files'
@@ -47,7 +48,7 @@ export async function openCheckpoint(path: string | URL, options?: OpenCheckpoin
   const { config: given, modelDir, strict, nibbles, signal } = checkOptions(options)
   const file = resolve(checkPath('path', path))
   if (strict !== undefined) checkBoolean('strict', strict)
-  checkOneOf('nibbles', nibbles ?? 'high-first', ['high-first', 'low-first'])
+  checkOneOf('nibbles', nibbles ?? bnb4Nibbles, ['high-first', 'low-first'])
   checkSignal(signal)
   await using files = await CheckpointFiles.open(file, signal)
   const folder = modelDir && checkPath('modelDir', modelDir)

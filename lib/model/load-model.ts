@@ -110,7 +110,10 @@ export async function loadNative(path: string | URL, options?: LoadOptions): Pro
 
 const checkCompute = ({ compute }: ComputeOptions) => checkOneOf('compute', compute ?? 'w4a16', computes)
 
-/** Files with NVFP4 or of bitsandbytes, and every .dat, keep what they store; dense ones of Hugging Face and GGUF files are quantised. */
+/**
+ * Files with NVFP4 or of bitsandbytes, and every .dat, keep what they store; dense ones of Hugging Face and GGUF files are
+ * quantised.
+ */
 function plan(given: LoadOptions, weights: Storage | undefined, { format, sources }: Checkpoint): NativeLoadOptions {
   const isDense = format === 'hf' || (format === 'gguf' && sources.every(({ codes }) => !codes))
   const form = weights ?? (isDense ? 'nvfp4' : undefined)
