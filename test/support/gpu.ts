@@ -93,6 +93,12 @@ export async function weightsOf(model: Qwen3Nvfp4Model): Promise<Tensors> {
   return weights
 }
 
+/** Two sequences to train on. Every fifth label does not count, nor does the padding in front of the second one. */
+export const trainingIds = Array.from({ length: 2 }, (_, b) => tokensOf(37, b))
+export const trainingLabels = trainingIds.map((row, b) =>
+  row.map((id, t) => ((b + t) % 5 === 0 || (b === 1 && t < 4) ? -100 : id)),
+)
+
 /** Whether the largest of these logits leads by more than `margin`: then an error below half of it changes no choice. */
 export function leads(logits: Float32Array, margin: number): boolean {
   const [first, second] = topTwo(logits)
